@@ -1,0 +1,145 @@
+import { AsyncResource } from 'node:async_hooks';
+import { channel } from 'node:diagnostics_channel';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+
+/**
+ * What `onTaskError` and the subscribers of the `background-tasks:*` channels learn of a task: the function's name, or
+ * `task 2 of POST /items` where it has none; the place in its queue, from 0; and the request that queued it.
+ */
+export type TaskInfo = { readonly name: string; readonly index: number; readonly request: IncomingMessage | undefined };
+type Task = { info: TaskInfo; fn: (...args: unknown[]) => unknown; args: unknown[]; scope: AsyncResource };
+
+export interface BackgroundTasksOptions {
+  /** The request that the tasks belong to; reports and channels name it. */
+  readonly request?: IncomingMessage;
+  /** After a failed task, run the rest (`'continue'`, the default) or drop it (`'stop'`, as Starlette does). */
+  readonly afterFailure?: 'continue' | 'stop';
+  /** Called, and awaited, in place of the report on stderr. */
+  readonly onTaskError?: (error: unknown, task: TaskInfo) => unknown;
+}
+
+/**
+ * Functions to run after the response, one after another, in the order added; an error in one stays inside.
+ * Source: the chapter's §1 to §5; FastAPI's class of the same name.
+ *
+ * ```ts
+ * const tasks = new BackgroundTasks({ request: req });
+ * tasks.addTask(sendEmail, 'user@example.com', { subject: 'Welcome' });
+ * res.end('accepted');
+ * await responseDone(res);
+ * await tasks.run();
+ * ```
+ */
+export class BackgroundTasks {
+  readonly #options: BackgroundTasksOptions;
+  readonly #tasks: Task[] = [];
+  readonly #count = { started: 0, finished: 0 };
+  #closed: string | undefined; // why no task is accepted any more
+  #running: Promise<void> | undefined;
+
+  constructor(options: BackgroundTasksOptions = {}) { this.#options = options; }
+
+  /**
+   * Queues `fn(...args)`, to be run in the async context of this call. A running task may add more: they join the end.
+   * Two traps, and an arrow function is the way out of both: a method loses its `this` (`addTask(() => mailer.send(to))`),
+   * and of an overloaded function only the last overload is accepted.
+   * @throws TypeError if `fn` is not a function; Error if the queue has finished or was discarded.
+   */
+  addTask<A extends unknown[]>(fn: (...args: A) => unknown, ...args: A): void {
+    const got = fn === null ? 'null' : typeof fn;
+    if (got !== 'function') throw new TypeError(`Expected a function, got ${got}. Pass the task itself, not its result.`);
+    const { request } = this.#options;
+    const index = this.#tasks.length;
+    const name = fn.name || `task ${index + 1}${request ? ` of ${request.method} ${request.url?.split('?')[0]}` : ''}`;
+    if (this.#closed) throw new Error(`Too late to add ${name}: this request's tasks ${this.#closed}. Add it earlier.`);
+    const scope = new AsyncResource('BackgroundTask'); // 8
+    this.#tasks.push({ info: { name, index, request }, fn: fn as Task['fn'], args, scope });
+  }
+
+  /** Runs the queue. Called again, it returns the same promise. It never rejects: failures are reported. */
+  run(): Promise<void> { return (this.#running ??= this.#runInOrder()); }
+
+  /** The tasks that are running or have not started. */
+  get unfinished(): readonly TaskInfo[] { return this.#tasks.slice(this.#count.finished).map(({ info }) => info); }
+
+  /** Closes the queue: what has not started never will. Returns that; `:dropped` publishes each with the `reason`. */
+  discard(reason: string): readonly TaskInfo[] {
+    const dropped = this.#closed ? [] : this.unfinished.slice(this.#count.started - this.#count.finished);
+    this.#closed ??= `were discarded: ${reason}`;
+    for (const info of dropped) publish('dropped', info, { reason });
+    return dropped;
+  }
+
+  async #runInOrder(): Promise<void> {
+    for (const task of this.#tasks) { // 2: what a task adds is met at the end
+      if (performance.now() >= slice.end) await nextSlice();
+      if (this.#closed) return;
+      this.#count.started += 1;
+      publish('start', task.info);
+      try {
+        const pending = task.scope.runInAsyncScope(call, undefined, task);
+        if (pending) await pending;
+      } catch (error) {
+        await this.#fail(task, error);
+      }
+      publish('end', task.info);
+      this.#count.finished += 1;
+    }
+    this.#closed ??= 'have finished';
+  }
+
+  async #fail({ info, scope }: Task, error: unknown): Promise<void> {
+    const { afterFailure, onTaskError = () => report(`Background task ${info.name} failed:`, error) } = this.#options;
+    publish('error', info, { error });
+    try {
+      await scope.runInAsyncScope(onTaskError, undefined, error, info);
+    } catch (reporterError) {
+      report(`Background task ${info.name} failed, and so did onTaskError:`, error, reporterError);
+    }
+    if (afterFailure === 'stop') for (const { name } of this.discard('a task failed')) report(`Dropped task ${name}`);
+  }
+}
+
+/** 7.8: any thenable is awaited, and in the context of the task; a plain value costs no turn. */
+function call({ fn, args }: Task): Promise<unknown> | undefined {
+  const result = fn(...args);
+  return typeof result === 'object' || typeof result === 'function' ? Promise.resolve(result) : undefined;
+}
+
+/** Writes to stderr whatever was thrown: its own `inspect`, `toString` or getters may throw too (7.19). @internal */
+export function report(message: string, ...thrown: unknown[]): void {
+  try { console.error('%s', message, ...thrown); } catch { console.error('%s a value that cannot be printed', message); }
+}
+
+const channels = { start: channel('background-tasks:start'), end: channel('background-tasks:end'),
+  error: channel('background-tasks:error'), dropped: channel('background-tasks:dropped') };
+
+function publish(event: keyof typeof channels, info: TaskInfo, more?: { error: unknown } | { reason: string }): void {
+  if (channels[event].hasSubscribers) channels[event].publish({ ...info, ...more });
+}
+
+const slice = { end: 0, next: Promise.resolve() };
+
+/** 6: the tasks of all requests share 10 ms; then the event loop has a turn, and the queues go on as they came. */
+function nextSlice(): Promise<void> {
+  const begin = async (): Promise<void> => { await new Promise(setImmediate); slice.end = performance.now() + 10; };
+  return (slice.next = slice.next.then(() => (performance.now() < slice.end ? undefined : begin())));
+}
+
+const waiting = new WeakMap<IncomingMessage['socket'], Set<() => void>>();
+
+/**
+ * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. A task that then
+ * blocks the thread delays neither the response nor its end of file. May be called at any time, also late. A client may
+ * leave before the handler ends: await the handler first, then this. Source: clause 1.1.
+ */
+export async function responseDone(res: ServerResponse): Promise<void> {
+  const { socket } = res.req;
+  if (!res.writableFinished && !socket.destroyed) await new Promise<void>((resolve) => { // 7.1: else no event will come
+    const responses = waiting.get(socket) ?? new Set();
+    if (!waiting.has(socket)) socket.once('close', () => responses.forEach((done) => done())); // 7.2, 7.14: one for all
+    waiting.set(socket, responses.add(resolve));
+    res.once('finish', () => { responses.delete(resolve); resolve(); });
+  });
+  await new Promise(setImmediate); // 7.3: Node ends the connection after the 'finish' listeners
+}
