@@ -41,19 +41,18 @@ export class BackgroundTasks {
 
   /**
    * Queues `fn(...args)`, to be run in the async context of this call. A running task may add more: they join the end.
-   * Two traps, and an arrow function is the way out of both: a method loses its `this` (`addTask(() => mailer.send(to))`),
+   * Two traps, an arrow function avoids both: a method loses its `this` (`addTask(() => mailer.send(to))`),
    * and of an overloaded function only the last overload is accepted.
    * @throws TypeError if `fn` is not a function; Error if the queue has finished or was discarded.
    */
   addTask<A extends unknown[]>(fn: (...args: A) => unknown, ...args: A): void {
-    const got = fn === null ? 'null' : typeof fn;
-    if (got !== 'function') throw new TypeError(`Expected a function, got ${got}. Pass the task itself, not its result.`);
+    const advice = 'Pass the task itself, not its result.';
+    if (typeof fn !== 'function') throw new TypeError(`Expected a function, got ${typeof fn}. ${advice}`);
     const { request } = this.#options;
     const index = this.#tasks.length;
     const name = fn.name || `task ${index + 1}${request ? ` of ${request.method} ${request.url?.split('?')[0]}` : ''}`;
     if (this.#closed) throw new Error(`Too late to add ${name}: this request's tasks ${this.#closed}. Add it earlier.`);
-    const scope = new AsyncResource('BackgroundTask'); // 8
-    this.#tasks.push({ info: { name, index, request }, fn: fn as Task['fn'], args, scope });
+    this.#tasks.push({ info: { name, index, request }, fn: fn as Task['fn'], args, scope: new AsyncResource(name) });
   }
 
   /** Runs the queue. Called again, it returns the same promise. It never rejects: failures are reported. */
@@ -108,7 +107,7 @@ function call({ fn, args }: Task): Promise<unknown> | undefined {
 
 /** Writes to stderr whatever was thrown: its own `inspect`, `toString` or getters may throw too (7.19). @internal */
 export function report(message: string, ...thrown: unknown[]): void {
-  try { console.error('%s', message, ...thrown); } catch { console.error('%s a value that cannot be printed', message); }
+  try { console.error('%s', message, ...thrown); } catch { console.error('%s (it cannot be printed)', message); }
 }
 
 const channels = { start: channel('background-tasks:start'), end: channel('background-tasks:end'),
