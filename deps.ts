@@ -1,33 +1,28 @@
+import type { BackgroundTasks } from './background.ts';
 import { isUtf8 } from 'node:buffer';
 import { STATUS_CODES, type IncomingMessage } from 'node:http';
 import { types } from 'node:util';
-import type { BackgroundTasks } from './background.ts';
 
-/**
- * Something that a handler, or another dependency, can receive: `T`, resolved once per request.
- * Made by {@link depends} or one of the built-in ones; the fields are the resolver's own.
- */
+/** Something that a handler or another dependency can receive: a `T`, resolved once per request. */
 export interface Dependency<out T> {
-  /** @internal */ readonly name: string;
-  /** @internal */ readonly inputs: Inputs;
-  /** @internal */ readonly segment?: string;
+  /** @internal The segments that the path of its route must have. */ readonly segments: readonly string[];
   /** @internal */ readonly read: (scope: Scope) => T | Promise<T>;
 }
 export type Dependencies = Readonly<Record<string, Dependency<unknown>>>;
-/** What a handler or a `call` gets for the dependencies it declared. */
+export type Inputs = readonly (readonly [name: string, dependency: Dependency<unknown>])[];
+/** What a handler or a `call` gets for the dependencies it declares. */
 export type Values<D extends Dependencies> = { readonly [K in keyof D]: D[K] extends Dependency<infer T> ? T : never };
-/** What a `call` provides: the value yielded by a generator object, else the (awaited) value returned. */
+/** What a `call` provides: the value that its generator object yields, or else its (awaited) return value. */
 export type Provided<R> = Awaited<R extends Generator<infer T> | AsyncGenerator<infer T> ? T : R>;
-export type Inputs = readonly (readonly [string, Dependency<unknown>])[];
 
 /**
- * Declares a dependency: `call` gets the resolved values of `deps`, and may be async. If it returns a generator
- * object, the one value that it yields is the dependency, and the rest of it runs as clean-up: after the last task, or
- * before the error response, with the error thrown in at the `yield`. Source: chapter §5; FastAPI's `Depends`.
+ * Declares a dependency: `call` gets the resolved values of `deps`, and may be async. If it returns a generator object,
+ * the one value that this yields is the dependency's, and the rest is clean-up: it runs after the last task, or before
+ * the error response, with the error thrown in at the `yield`. Source: the chapter's §5; FastAPI's `Depends`.
  *
  * ```ts
- * const session = depends({ request }, async function* ({ request }) {
- *   const session = await openSession(request.headers.cookie);
+ * const session = depends({ cookie: header('cookie') }, async function* ({ cookie }) {
+ *   const session = await openSession(cookie);
  *   try { yield session; } finally { await session.close(); }
  * });
  * ```
@@ -38,142 +33,129 @@ export function depends<D extends Dependencies, R>(deps: D, call: (values: Value
 export function depends(...args: [call: unknown] | [deps: Dependencies, call: unknown]): Dependency<unknown> {
   const [deps, call] = args.length === 1 ? [{}, args[0]] : args;
   if (typeof call !== 'function') throw new TypeError(`Expected depends() to get a function, got ${typeof call}.`);
-  const name = call.name || 'dependency';
   const inputs = inputsOf(deps);
-  return { name, inputs, read: (scope) => scope.provide(name, inputs, call as (values: object) => unknown) };
+  return { segments: segmentsOf(inputs), read: (scope) => scope.provide(inputs, call as (values: object) => unknown) };
 }
 
 /** @internal */
-export function inputsOf(dependencies: Dependencies): Inputs {
-  return Object.entries(dependencies).map(([name, dependency]: [string, Partial<Dependency<unknown>> | undefined]) => {
-    if (Array.isArray(dependency?.inputs)) return [name, dependency as Dependency<unknown>];
-    throw new TypeError(`Expected \`${name}\` to be a dependency, got ${typeof dependency}. Make one with depends().`);
-  });
+export function inputsOf(deps: Dependencies): Inputs {
+  const inputs = Object.entries<Dependency<unknown> | undefined>(deps);
+  const wrong = inputs.find(([, dependency]) => !dependency?.segments)?.[0];
+  if (wrong !== undefined) throw new TypeError(`Expected \`${wrong}\` to be a dependency. Make one with depends().`);
+  return inputs as unknown as Inputs;
 }
+/** @internal */
+export const segmentsOf = (inputs: Inputs): string[] => inputs.flatMap(([, dependency]) => dependency.segments);
 
-const builtIn = <T>(name: string, read: Dependency<T>['read']): Dependency<T> => ({ name, inputs: [], read });
+const builtIn = <T>(read: Dependency<T>['read'], ...segments: string[]): Dependency<T> => ({ segments, read });
 
-/** The one {@link BackgroundTasks} that all dependencies and the handler of a request share. Source: chapter §5. */
-export const backgroundTasks: Dependency<BackgroundTasks> = builtIn('backgroundTasks', (scope) => scope.tasks);
+/** The one {@link BackgroundTasks} that the handler and all dependencies of a request share. Source: chapter §5. */
+export const backgroundTasks: Dependency<BackgroundTasks> = builtIn((scope) => scope.tasks);
 /** The raw request. */
-export const request: Dependency<IncomingMessage> = builtIn('request', (scope) => scope.request);
+export const request: Dependency<IncomingMessage> = builtIn((scope) => scope.request);
 
-/** A `:name` segment of the route's path, decoded. A route without such a segment is refused by `createApp`. */
+/** The segment of the URL, decoded, that stands where the route's path has `:name`. */
 export function path(name: string): Dependency<string> {
-  const read = ({ route }: Scope): string => {
-    const segment = route.segments[route.parameters.get(name) ?? -1];
-    if (segment === undefined) throw new Error(`path('${name}') was reached by a route without a segment :${name}.`);
-    return segment;
-  };
-  return { ...builtIn(`path ${name}`, read), segment: name };
+  return builtIn((scope) => scope.segments[scope.parameters.get(name) ?? -1] ?? scope.missing('path', name), name);
 }
 
+/** The forms of {@link query} and {@link header}. */
 export interface Parameter {
-  (name: string): Dependency<string>;
-  (name: string, fallback: string): Dependency<string>;
+  (name: string, fallback?: string): Dependency<string>;
   (name: string, fallback: null): Dependency<string | null>;
   <T>(name: string, schema: StandardSchema<T>): Dependency<T>;
 }
 
 /**
- * A query parameter: required (422 without it), with a fallback, optional (`null`), or as a schema makes it from the text,
- * which is `undefined` where the parameter is missing. Of duplicates the last one counts.
+ * A query parameter: required (422 without it), with a fallback, optional (`null`), or what a schema makes of its text,
+ * `undefined` if it is missing. Of duplicates the last one counts.
  */
-export const query: Parameter = parameter('query', (scope, name) => scope.query.getAll(name).at(-1));
+export const query = parameter('query', (scope, name) => scope.query.getAll(name).at(-1));
 /** A request header, in the forms of {@link query}. */
-export const header: Parameter = parameter('header', (scope, name) =>
-  scope.request.headersDistinct[name.toLowerCase()]?.at(-1));
+export const header = parameter('header', (scope, name) => scope.request.headersDistinct[name.toLowerCase()]?.at(-1));
 
 function parameter(source: string, read: (scope: Scope, name: string) => string | undefined): Parameter {
   return (name: string, rule?: string | null | StandardSchema<unknown>): Dependency<never> => {
-    const schema = rule && typeof rule !== 'string' ? schemaOf(rule, `${source}('${name}', …)`) : undefined;
-    return builtIn(`${source} ${name}`, (scope) => {
+    return builtIn<unknown>((scope) => {
       const text = read(scope, name);
-      if (schema) return validate(scope, [source, name], schema, text);
-      return text ?? (rule !== undefined ? rule : scope.reject('missing', [source, name], 'Field required', null));
+      if (rule && typeof rule !== 'string') return validate(scope, [source, name], rule, text);
+      return text ?? (rule === undefined ? scope.missing(source, name) : rule);
     }) as Dependency<never>;
   };
 }
 
 /**
- * The JSON body, as `schema` makes it; several of them share one read. 422 without a body, with a body that is no JSON or
- * has no JSON content type, or where the schema finds an issue; 413 over `bodyLimit`; 400 if it is not UTF-8.
+ * The JSON body, as `schema` makes it; several of these share one read. 422 where there is no body, no JSON, no JSON
+ * content type, or an issue; 413 over `bodyLimit`; 400 if it is not UTF-8.
  */
 export function body<T>(schema: StandardSchema<T>): Dependency<T> {
-  schemaOf(schema, 'body(…)');
-  return builtIn('body', async (scope) => {
+  return builtIn(async (scope) => {
     const value = await (scope.body ??= readJson(scope));
     return value === rejected ? rejected : validate(scope, ['body'], schema, value);
   });
 }
 
-function schemaOf(schema: StandardSchema<unknown>, where: string): StandardSchema<unknown> {
-  if (typeof schema?.['~standard']?.validate === 'function') return schema;
-  throw new TypeError(`Expected ${where} to get a Standard Schema (such as strings('item') or one of zod's).`);
+async function readJson(scope: Scope): Promise<unknown> {
+  const bytes = await readBody(scope.request, scope.app.bodyLimit);
+  if (bytes.length === 0) return scope.missing('body');
+  if (!/^application\/([^;\s]+\+)?json\s*(;|$)/i.test(scope.request.headers['content-type'] ?? '')) {
+    return scope.reject(NO_MODEL, ['body'], NOT_AN_OBJECT, bytes.toString());
+  }
+  if (!isUtf8(bytes)) throw new HTTPError(400, UNREADABLE);
+  try {
+    const value: unknown = JSON.parse(bytes.toString());
+    return value ?? scope.missing('body');
+  } catch (error) {
+    return scope.reject('json_invalid', ['body'], 'JSON decode error', {}, { error: (error as Error).message });
+  }
 }
 
-async function readJson(scope: Scope): Promise<unknown> {
-  const { request, bodyLimit } = scope;
-  const tooLarge = new HTTPError(413, undefined, { headers: { connection: 'close' } }); // 7.11
-  if (Number(request.headers['content-length']) > bodyLimit) throw tooLarge;
+async function readBody(request: IncomingMessage, limit: number): Promise<Buffer> {
+  const tooLarge = (): HTTPError => new HTTPError(413, undefined, { headers: { connection: 'close' } }); // 7.11
+  if (Number(request.headers['content-length']) > limit) throw tooLarge();
   const chunks: Buffer[] = [];
   let size = 0;
   try {
     for await (const chunk of request.iterator({ destroyOnReturn: false })) {
+      if ((size += chunk.length) > limit) throw tooLarge();
       chunks.push(chunk);
-      if ((size += chunk.length) > bodyLimit) throw tooLarge;
     }
   } catch (error) {
-    throw error === tooLarge ? error : unreadable(); // the client left in the middle
+    throw error instanceof HTTPError ? error : new HTTPError(400, UNREADABLE); // the client left in the middle
   }
-  if (size === 0) return scope.reject('missing', ['body'], 'Field required', null);
-  const bytes = Buffer.concat(chunks);
-  if (!/^application\/([^;\s]+\+)?json\s*(;|$)/i.test(request.headers['content-type'] ?? '')) {
-    return scope.reject('model_attributes_type', ['body'], NOT_AN_OBJECT, bytes.toString());
-  }
-  if (!isUtf8(bytes)) throw unreadable();
-  try {
-    const value: unknown = JSON.parse(bytes.toString());
-    return value === null ? scope.reject('missing', ['body'], 'Field required', null) : value;
-  } catch (error) {
-    return scope.reject('json_invalid', ['body'], 'JSON decode error', {}, { ctx: { error: (error as Error).message } });
-  }
+  return Buffer.concat(chunks);
 }
 
+const UNREADABLE = 'There was an error parsing the body';
+const NO_MODEL = 'model_attributes_type';
 const NOT_AN_OBJECT = 'Input should be a valid dictionary or object to extract fields from';
-const unreadable = (): HTTPError => new HTTPError(400, 'There was an error parsing the body');
 
-/** A validator by the Standard Schema v1 interface: zod, valibot, arktype and others. Source: standardschema.dev. */
+/** A validator by the Standard Schema v1 interface, as zod, valibot and arktype have it. Source: standardschema.dev. */
 export interface StandardSchema<out T> {
-  readonly '~standard': {
-    readonly version: 1;
-    readonly vendor: string;
-    readonly validate: (value: unknown) => Result<T> | Promise<Result<T>>;
-    readonly types?: { readonly input: unknown; readonly output: T } | undefined;
-  };
+  readonly '~standard': { readonly version: 1; readonly vendor: string; readonly validate: Validate<T> };
 }
+type Validate<T> = (value: unknown) => Result<T> | Promise<Result<T>>;
 type Result<T> = { readonly value: T; readonly issues?: undefined } | { readonly issues: readonly Issue[] };
 interface Issue {
   readonly message: string;
   readonly path?: readonly (PropertyKey | { readonly key: PropertyKey })[] | undefined;
-  /** What FastAPI says of it; in the issues of our own schema only. */
   readonly [ours]?: { readonly type: string; readonly input: unknown };
 }
+/** In the issues of {@link strings}: what FastAPI says of them. */
 const ours = Symbol('type and input');
 
-/** The built-in schema: an object of required strings. Other members are left out, as pydantic does. */
+/** The built-in schema: an object of required strings. Other members are left out, as pydantic leaves them out. */
 export function strings<K extends string>(...keys: K[]): StandardSchema<Record<K, string>> {
-  const issue = (type: string, message: string, input: unknown, ...path: K[]): Issue => ({ message, path, [ours]: { type, input } });
-  const validate = (value: unknown): Result<Record<K, string>> => {
-    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-      return { issues: [issue('model_attributes_type', NOT_AN_OBJECT, value)] };
-    }
-    const entries = keys.map((key) => [key, Object.hasOwn(value, key) ? value[key as keyof typeof value] : undefined] as const);
-    const issues = entries.flatMap(([key, member]) => {
-      if (member === undefined) return [issue('missing', 'Field required', value, key)];
-      return typeof member === 'string' ? [] : [issue('string_type', 'Input should be a valid string', member, key)];
-    });
-    return issues.length > 0 ? { issues } : { value: Object.fromEntries<unknown>(entries) as Record<K, string> };
+  const issue = (type: string, message: string, input: unknown, ...path: K[]): Issue =>
+    ({ message, path, [ours]: { type, input } });
+  const validate = (input: unknown): Result<Record<K, string>> => {
+    if (typeof input !== 'object' || Array.isArray(input)) return { issues: [issue(NO_MODEL, NOT_AN_OBJECT, input)] };
+    const members = new Map(Object.entries(input ?? {}));
+    const issues = keys.filter((key) => typeof members.get(key) !== 'string').map((key) => members.has(key)
+      ? issue('string_type', 'Input should be a valid string', members.get(key), key)
+      : issue('missing', 'Field required', input, key));
+    if (issues.length > 0) return { issues };
+    return { value: Object.fromEntries(keys.map((key) => [key, members.get(key)])) as Record<K, string> };
   };
   return { '~standard': { version: 1, vendor: 'response-first', validate } };
 }
@@ -183,9 +165,9 @@ function validate<T>(scope: Scope, source: string[], schema: StandardSchema<T>, 
     if (!result.issues) return result.value;
     for (const { message, path = [], [ours]: own } of result.issues) {
       const keys = path.map((step) => (typeof step === 'object' ? step.key : step));
-      const found = keys.reduce<unknown>((value, key) => (value as Record<PropertyKey, unknown> | undefined)?.[key], input);
+      const at = keys.reduce((value, key) => (Object(value) as Record<PropertyKey, unknown>)[key], input);
       const loc = [...source, ...keys.map((key) => (typeof key === 'symbol' ? String(key) : key))];
-      scope.reject(own?.type ?? 'value_error', loc, message, (own ? own.input : found) ?? null);
+      scope.reject(own?.type ?? 'value_error', loc, message, own ? own.input : at ?? null);
     }
     return rejected;
   };
@@ -194,68 +176,69 @@ function validate<T>(scope: Scope, source: string[], schema: StandardSchema<T>, 
 }
 
 /**
- * Thrown by a handler or a dependency, it is the response: `{"detail": detail}` with its status and headers. The tasks
- * of the request are discarded. To run them on an error, return `Response.json(…, { status: 404 })` instead.
- * Source: FastAPI's `HTTPException`.
- * @throws RangeError if `status` is not an integer from 200 to 599.
+ * Thrown by a handler or a dependency, it becomes the response `{"detail": detail}`, and tasks are discarded. To run
+ * them on an error, return `Response.json({ detail }, { status: 404 })`. Source: FastAPI's `HTTPException`.
+ * @throws RangeError if `status` is not from 200 to 599.
  */
 export class HTTPError extends Error {
   override readonly name = 'HTTPError';
   readonly status: number;
-  /** Any JSON value; the status's own phrase by default. */
+  /** Any JSON value; by default the status's own phrase. */
   readonly detail: unknown;
   readonly headers: Readonly<Record<string, string>>;
 
   constructor(status: number, detail?: unknown, options: { readonly headers?: Readonly<Record<string, string>> } = {}) {
     super(typeof detail === 'string' ? detail : STATUS_CODES[status]);
-    if (!Number.isInteger(status) || status < 200 || status > 599) {
-      throw new RangeError(`Expected the status of an HTTPError to be an integer from 200 to 599, got ${status}.`);
-    }
+    if (!(status >= 200 && status <= 599)) throw new RangeError(`Expected a status from 200 to 599, got ${status}.`);
     this.status = status;
     this.detail = detail ?? STATUS_CODES[status];
     this.headers = options.headers ?? {};
   }
 }
 
-const rejected = Symbol('an input was rejected') as never;
-type Suspended = { readonly name: string; readonly generator: Generator | AsyncGenerator };
-export type Overrides = ReadonlyMap<Dependency<unknown>, Dependency<unknown>>;
+/** Stands for a value that could not be had, so that the other input errors of the request are found too. */
+const rejected = Symbol('rejected') as never;
+/** What the scopes of an app share. @internal */
+export type Shared = { readonly bodyLimit: number; readonly overrides: Map<Dependency<unknown>, Dependency<unknown>> };
 
 /** What one request resolves its dependencies in, and unwinds them from. @internal */
 export class Scope {
   readonly request: IncomingMessage;
   readonly tasks: BackgroundTasks;
-  readonly bodyLimit: number;
-  /** Set when the route is known. */
-  route: { segments: readonly string[]; parameters: ReadonlyMap<string, number> } = { segments: [], parameters: new Map() };
+  readonly app: Shared;
+  segments: string[] = [];
+  parameters: ReadonlyMap<string, number> = new Map(); // the place of each in the segments
   body: Promise<unknown> | undefined;
   #query: URLSearchParams | undefined;
-  readonly #values = new Map<Dependency<unknown>, unknown>();
-  readonly #suspended: Suspended[] = [];
-  readonly #errors = new Map<string, { type: string; [member: string]: unknown }>();
-  readonly #overrides: Overrides;
   readonly #replaced = new Set<Dependency<unknown>>();
+  readonly #values = new Map<Dependency<unknown>, unknown>();
+  readonly #errors = new Map<string, { readonly type: string }>();
+  readonly #suspended: { readonly name: string; readonly generator: Generator | AsyncGenerator }[] = [];
 
-  constructor(request: IncomingMessage, tasks: BackgroundTasks, bodyLimit: number, overrides: Overrides) {
+  constructor(request: IncomingMessage, tasks: BackgroundTasks, app: Shared) {
     this.request = request;
     this.tasks = tasks;
-    this.bodyLimit = bodyLimit;
-    this.#overrides = overrides;
+    this.app = app;
   }
 
   get query(): URLSearchParams {
-    const { url = '' } = this.request;
-    return (this.#query ??= new URLSearchParams(url.includes('?') ? url.slice(url.indexOf('?')) : ''));
+    return (this.#query ??= new URLSearchParams(/\?.*/.exec(this.request.url ?? '')?.[0]));
   }
 
-  /** Records an input error, in the shape of FastAPI's. Each counts once, however many dependencies meet it. */
-  reject(type: string, loc: readonly PropertyKey[], msg: string, input: unknown, more?: object): never {
-    const key = JSON.stringify([type, loc, msg]);
-    if (!this.#errors.has(key)) this.#errors.set(key, { type, loc, msg, input, ...more });
+  /** Records an input error in FastAPI's shape; the same one, met again, counts once. */
+  reject(type: string, loc: readonly PropertyKey[], msg: string, input: unknown, ctx?: object): never {
+    const error = { type, loc, msg, input, ctx };
+    try {
+      this.#errors.set(JSON.stringify(error), error);
+    } catch {
+      this.reject(type, loc, msg, null, ctx); // an input that was nested too deep to be written
+    }
     return rejected;
   }
 
-  /** The values of a handler's dependencies, in the order declared. @throws HTTPError 422 with all input errors. */
+  missing(...loc: string[]): never { return this.reject('missing', loc, 'Field required', null); }
+
+  /** The values of a handler's dependencies. @throws HTTPError 422 with the input errors, in the order declared. */
   async resolve(inputs: Inputs): Promise<object> {
     const values = await this.#resolve(inputs);
     if (values !== rejected) return values;
@@ -266,29 +249,18 @@ export class Scope {
 
   async #resolve(inputs: Inputs): Promise<object> {
     const values: Record<string, unknown> = {};
-    let complete = true;
     for (const [name, dependency] of inputs) {
       const value = this.#valueOf(dependency);
       values[name] = value instanceof Promise ? await value : value;
-      if (values[name] === rejected) complete = false; // 10: an input error does not stop resolution
     }
-    return complete ? values : rejected;
+    return Object.values(values).includes(rejected) ? rejected : values;
   }
 
   #valueOf(dependency: Dependency<unknown>): unknown {
-    const replacement = this.#replaced.has(dependency) ? undefined : this.#overrides.get(dependency);
+    const replacement = this.#replaced.has(dependency) ? undefined : this.app.overrides.get(dependency);
     if (!replacement) return this.#once(dependency);
-    return this.#replace(dependency, replacement);
-  }
-
-  /** Inside its replacement, a dependency means itself. */
-  async #replace(dependency: Dependency<unknown>, replacement: Dependency<unknown>): Promise<unknown> {
-    this.#replaced.add(dependency);
-    try {
-      return await this.#once(replacement);
-    } finally {
-      this.#replaced.delete(dependency);
-    }
+    this.#replaced.add(dependency); // inside its replacement, a dependency means itself
+    return Promise.resolve(this.#once(replacement)).finally(() => this.#replaced.delete(dependency));
   }
 
   #once(dependency: Dependency<unknown>): unknown {
@@ -296,49 +268,45 @@ export class Scope {
     return this.#values.get(dependency);
   }
 
-  /** Calls what {@link depends} was given, unless one of its own inputs was rejected. */
-  async provide(name: string, inputs: Inputs, call: (values: object) => unknown): Promise<unknown> {
+  /** Calls what {@link depends} was given, unless an input of its own was rejected. */
+  async provide(inputs: Inputs, call: (values: object) => unknown): Promise<unknown> {
     const values = await this.#resolve(inputs);
     if (values === rejected) return rejected;
     const result = call(values);
     if (!types.isGeneratorObject(result)) return result;
-    const generator = result as Generator | AsyncGenerator;
-    const { value, done } = await generator.next();
-    if (done) throw new Error(`Expected ${name} to yield exactly one value, but it returned without.`);
-    this.#suspended.push({ name, generator });
+    const { value, done } = await result.next();
+    if (done) throw new Error(`Expected ${call.name} to yield one value, but it returned without.`);
+    this.#suspended.unshift({ name: `clean-up of ${call.name}`, generator: result });
     return value;
   }
 
-  /** After the last task: lets each generator run on, the last one first, as one more queue, so that errors are reported. */
+  /** After the last task: resumes the generators, the last one first, as tasks: their errors are reported as such. */
   async unwind(cleanUps: BackgroundTasks): Promise<void> {
-    if (this.#suspended.length === 0) return;
-    for (const { name, generator } of this.#suspended.reverse()) {
-      const cleanUp = (): Promise<void> => resume(name, generator);
-      cleanUps.addTask(Object.defineProperty(cleanUp, 'name', { value: `clean-up of ${name}` }));
+    for (const { name, generator } of this.#suspended) {
+      cleanUps.addTask(Object.defineProperty(() => resume(generator), 'name', { value: name }));
     }
     await cleanUps.run();
   }
 
-  /** Before an error response: throws the error in at each `yield`, the last one first. Returns what is left to answer. */
+  /** Before the error response: throws `error` in at each `yield`, the last one first. Returns what is left of it. */
   async unwindAfter(error: unknown): Promise<unknown> {
-    let failure: { error: unknown } | undefined = { error };
-    let left: unknown;
-    for (const { name, generator } of this.#suspended.splice(0).reverse()) {
+    let thrown: { error: unknown } | undefined = { error };
+    for (const { name, generator } of this.#suspended) {
       try {
-        await resume(name, generator, failure);
-        if (failure) left = new Error(`Expected ${name} to throw the error again, but it swallowed it.`, { cause: failure.error });
-        failure = undefined; // as in FastAPI, the generators outside this one are resumed normally
-      } catch (thrown) {
-        failure = { error: thrown };
+        await resume(generator, thrown);
+        if (thrown) error = new Error(`Expected the ${name} to throw the error again.`, { cause: error });
+        thrown = undefined; // swallowed: as in FastAPI, the generators outside are resumed normally
+      } catch (next) {
+        thrown = { error: error = next };
       }
     }
-    return failure ? failure.error : left;
+    return error;
   }
 }
 
-async function resume(name: string, generator: Suspended['generator'], failure?: { error: unknown }): Promise<void> {
-  const { done } = await (failure ? generator.throw(failure.error) : generator.next());
+async function resume(generator: Generator | AsyncGenerator, thrown?: { error: unknown }): Promise<void> {
+  const { done } = await (thrown ? generator.throw(thrown.error) : generator.next());
   if (done) return;
   await generator.return(undefined);
-  throw new Error(`Expected ${name} to yield exactly one value, but it yielded a second one.`);
+  throw new Error('Expected a generator to yield one value, but it yielded a second one.');
 }

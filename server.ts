@@ -2,15 +2,12 @@ import { once } from 'node:events';
 import { existsSync, realpathSync } from 'node:fs';
 import http, { type IncomingMessage, type ServerResponse } from 'node:http';
 import net, { type AddressInfo, type Socket } from 'node:net';
-import { constants } from 'node:os';
-import { resolve } from 'node:path';
-import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { isMainThread } from 'node:worker_threads';
 import { BackgroundTasks, report, responseDone, type BackgroundTasksOptions } from './background.ts';
-import { HTTPError, inputsOf, Scope, type Dependencies, type Dependency, type Inputs, type Values } from './deps.ts';
+import { HTTPError, inputsOf, Scope, segmentsOf } from './deps.ts';
+import type { Dependencies, Dependency, Inputs, Values } from './deps.ts';
 
 export { BackgroundTasks, responseDone, type BackgroundTasksOptions, type TaskInfo } from './background.ts';
 export { backgroundTasks, body, depends, header, HTTPError, path, query, request, strings } from './deps.ts';
@@ -21,6 +18,7 @@ export interface Route {
   readonly method: string;
   readonly path: string;
   /** @internal */ readonly segments: readonly string[];
+  /** @internal */ readonly parameters: ReadonlyMap<string, number>;
   /** @internal */ readonly inputs: Inputs;
   /** @internal */ readonly handler: (values: object) => unknown;
 }
@@ -31,34 +29,32 @@ interface Verb {
 }
 
 /**
- * A route: `handler` gets the values of `dependencies` and returns any JSON value (answered with 200; `undefined` as `null`)
- * or a web-standard `Response`. A `:name` segment of `path` matches one non-empty segment; a literal one is preferred to it.
+ * A route. `handler` gets the values of the dependencies, and returns any JSON value (sent with 200; `undefined` as
+ * `null`) or a web-standard `Response`. A `:name` in `path` stands for one segment, which `path('name')` gives.
  *
  * ```ts
- * route('DELETE', '/items/:id', { id: path('id') }, ({ id }) => { items.delete(id); return new Response(null, { status: 204 }); })
+ * route('DELETE', '/items/:id', { id: path('id') }, ({ id }) => ({ removed: items.delete(id) }));
  * ```
- * @throws TypeError if `path` does not begin with a slash, or names a segment twice, or `handler` is not a function.
+ * @throws TypeError if `path` does not begin with a slash, or has a name twice, or `handler` is not a function.
  */
 export function route<D extends Dependencies>(
   method: string, path: string, dependencies: D, handler: (values: Values<D>) => unknown): Route;
 export function route(method: string, path: string, handler: () => unknown): Route;
 export function route(method: string, path: string, ...rest: [unknown] | [Dependencies, unknown]): Route {
   const [dependencies, handler] = rest.length === 1 ? [{}, rest[0]] : rest;
-  if (typeof handler !== 'function') throw new TypeError(`Expected the handler of ${method} ${path} to be a function, got ${typeof handler}.`);
+  if (typeof handler !== 'function') throw new TypeError(`Expected ${method} ${path} to have a handler function.`);
   const segments = path.split('/').slice(1);
   const names = segments.filter((segment) => segment.startsWith(':'));
-  if (!path.startsWith('/') || names.includes(':') || new Set(names).size < names.length) {
+  const parameters = new Map(names.map((name) => [name.slice(1), segments.indexOf(name)]));
+  if (!path.startsWith('/') || parameters.size < names.length || parameters.has('')) {
     throw new TypeError(`Expected a path such as '/items/:id', each name once, got '${path}'.`);
   }
-  return { method, path, segments, inputs: inputsOf(dependencies), handler: handler as Route['handler'] };
+  return { method, path, segments, parameters, inputs: inputsOf(dependencies), handler: handler as Route['handler'] };
 }
 
 const verb = (method: string): Verb => (path: string, ...rest: unknown[]) => route(method, path, ...rest as [never]);
-/** {@link route} with the method in its name. HEAD is answered by the GET route. */
-export const get: Verb = verb('GET');
-export const post: Verb = verb('POST');
-export const put: Verb = verb('PUT');
-export const patch: Verb = verb('PATCH');
+/** {@link route} with the method in its name; `get` answers HEAD as well. */
+export const [get, post, put, patch] = ['GET', 'POST', 'PUT', 'PATCH'].map(verb) as [Verb, Verb, Verb, Verb];
 
 export interface AppOptions extends Omit<BackgroundTasksOptions, 'request'> {
   /** The longest request body that `body()` accepts, in bytes (1 MiB); a longer one is answered with 413. */
@@ -98,44 +94,42 @@ export interface App {
  */
 export function createApp(routes: readonly Route[], options: AppOptions = {}): App {
   const { bodyLimit = 2 ** 20, drainTimeoutMs = 30_000, stallTimeoutMs = 30_000, ...taskOptions } = options;
-  for (const [name, value] of Object.entries({ bodyLimit, drainTimeoutMs, stallTimeoutMs })) {
-    if (!(value >= 0 && value < 2 ** 31)) throw new RangeError(`Expected ${name} to be from 0 to 2 ** 31 - 1, got ${value}.`);
-  }
+  const wrong = Object.entries({ bodyLimit, drainTimeoutMs, stallTimeoutMs }).find(([, n]) => !(n >= 0 && n < 2 ** 31));
+  if (wrong) throw new RangeError(`Expected ${wrong[0]} to be from 0 to 2 ** 31 - 1, got ${wrong[1]}.`);
   const root = routeTree(routes);
-  const overrides = new Map<Dependency<unknown>, Dependency<unknown>>();
-  const scopes = new Set<Scope>();
-  const connections = new Map<Socket, { open: number }>();
+  const shared = { bodyLimit, overrides: new Map<Dependency<unknown>, Dependency<unknown>>() };
+  const scopes = new Set<Scope>(); // of the requests that are not finished
+  const connections = new Map<Socket, { responses: number }>();
   const whenIdle: (() => void)[] = [];
   let server: http.Server | undefined;
-  let closing: Promise<{ unfinished: string[] }> | undefined;
+  let closing: ReturnType<typeof drain> | undefined;
 
   async function serve(request: IncomingMessage, res: ServerResponse): Promise<void> {
-    const { socket } = request;
-    const scope = new Scope(request, new BackgroundTasks({ request, ...taskOptions }), bodyLimit, overrides);
-    const connection = connections.get(socket) ?? connect(socket);
+    const scope = new Scope(request, new BackgroundTasks({ ...taskOptions, request }), shared);
+    const connection = connections.get(request.socket) ?? connect(request.socket);
     scopes.add(scope);
-    connection.open += 1;
+    connection.responses += 1;
     const done = responseDone(res);
-    res.on('timeout', () => socket.writableLength > 0 && socket.destroy()); // 7.10: slow is the reader, not the handler
-    const streamed = await answer(scope, res);
+    res.on('timeout', (socket: Socket) => socket.writableLength > 0 && socket.destroy()); // 7.10: a stalled reader
+    const stream = await answer(scope, res);
     if (!res.writableFinished) res.setTimeout(stallTimeoutMs);
-    if (streamed) await stream(streamed, res, done);
+    if (stream) await pipe(stream, res, done);
     await done;
-    connection.open -= 1;
-    if (closing && connection.open === 0) socket.destroySoon();
-    if (request.readableDidRead && !request.readableEnded) request.resume(); // 7.17
+    connection.responses -= 1;
+    if (closing && connection.responses === 0) request.socket.destroySoon();
+    if (request.readableDidRead) request.resume(); // 7.17
     await scope.tasks.run();
-    await scope.unwind(new BackgroundTasks({ request, ...taskOptions, afterFailure: 'continue' }));
+    await scope.unwind(new BackgroundTasks({ ...taskOptions, request, afterFailure: 'continue' }));
     scopes.delete(scope);
     if (scopes.size === 0) for (const resolve of whenIdle.splice(0)) resolve();
   }
 
-  /** Sends the head, and the body unless it is a stream: that is returned. */
-  async function answer(scope: Scope, res: ServerResponse): Promise<ReadableStream | undefined> {
+  /** Sends the response, up to a body that is a stream: that is returned. */
+  async function answer(scope: Scope, res: ServerResponse): Promise<ReadableStream | null> {
     try {
-      const { route, segments } = find(root, res.req);
-      scope.route = { segments, parameters: route.parameters };
-      return send(res, await route.handler(await scope.resolve(route.inputs)));
+      const { handler, inputs, parameters } = find(root, scope);
+      scope.parameters = parameters;
+      return send(res, await handler(await scope.resolve(inputs)));
     } catch (error) {
       const left = await scope.unwindAfter(error);
       scope.tasks.discard('the handler or a dependency threw');
@@ -143,55 +137,57 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     }
   }
 
-  function send(res: ServerResponse, value: unknown): ReadableStream | undefined {
+  function send(res: ServerResponse, value: unknown): ReadableStream | null {
     if (!(value instanceof Response)) return sendJson(res, 200, value);
     const { status, headers, body } = value;
-    if (body?.locked) throw new TypeError('Expected a Response whose body nobody has read.');
-    if (body === null && status !== 204 && status !== 304) headers.set('content-length', '0');
-    writeHead(res, status, [...headers]);
+    if (body?.locked) throw new TypeError('Expected a Response whose body has not been read.');
+    const hasLength = body || status === 204 || status === 304 || headers.has('content-length');
+    writeHead(res, status, hasLength ? [...headers] : [...headers, ['content-length', '0']]);
     if (body && res.req.method !== 'HEAD') return body;
     res.end();
-    body?.cancel().catch(() => {});
-    return undefined;
+    body?.cancel().catch(() => {}); // nobody will read it
+    return null;
   }
 
-  function sendJson(res: ServerResponse, status: number, value: unknown, headers: Record<string, string> = {}): undefined {
+  function sendJson(res: ServerResponse, status: number, value: unknown, headers: [string, string][] = []): null {
     const text = JSON.stringify(value ?? null);
     if (text === undefined) throw new TypeError(`Expected a JSON value or a Response, got ${typeof value}.`);
-    writeHead(res, status, Object.entries({ 'content-type': 'application/json', 'content-length': String(Buffer.byteLength(text)), ...headers }));
+    const length = String(Buffer.byteLength(text));
+    writeHead(res, status, [['content-type', 'application/json'], ['content-length', length], ...headers]);
     res.end(text);
+    return null;
   }
 
   function writeHead(res: ServerResponse, status: number, headers: [string, string][]): void {
-    if (closing && connections.get(res.req.socket)?.open === 1) headers.push(['connection', 'close']);
+    if (closing && connections.get(res.req.socket)?.responses === 1) headers.push(['connection', 'close']);
     res.writeHead(status, headers.flat());
   }
 
-  /** The response to an error. What is no HTTPError, or cannot be sent as one, is reported and stays inside. */
-  function refuse(res: ServerResponse, error: unknown): undefined {
+  /** Sends the error. One that is no HTTPError, or cannot be sent, is reported and stays inside. */
+  function refuse(res: ServerResponse, error: unknown): ReadableStream | null {
     try {
-      if (error instanceof HTTPError) return sendJson(res, error.status, { detail: error.detail }, error.headers);
-    } catch (unsendable) {
-      error = unsendable;
+      if (!(error instanceof HTTPError)) throw error;
+      const { status, detail, headers } = error;
+      if ([204, 205, 304].includes(status)) return send(res, new Response(null, { status, headers }));
+      return sendJson(res, status, { detail }, Object.entries(headers));
+    } catch (unexpected) {
+      report(`${res.req.method} ${res.req.url} failed:`, unexpected);
+      return sendJson(res, 500, { detail: 'Internal Server Error' });
     }
-    report(`${res.req.method} ${res.req.url} failed:`, error);
-    return sendJson(res, 500, { detail: 'Internal Server Error' });
   }
 
-  async function stream(body: ReadableStream, res: ServerResponse, done: Promise<void>): Promise<void> {
-    const abort = new AbortController();
-    try {
-      // 7.15: behind a response whose client has left, a pipeline never settles on Node 20.
-      await Promise.race([pipeline(Readable.fromWeb(body), res, { signal: abort.signal }), done]);
-    } catch (error) {
-      const left = error instanceof Error && 'code' in error && error.code === 'ERR_STREAM_PREMATURE_CLOSE';
-      if (!left) report(`The response to ${res.req.method} ${res.req.url} broke off:`, error);
-    }
-    abort.abort();
+  async function pipe(stream: ReadableStream, res: ServerResponse, done: Promise<void>): Promise<void> {
+    const gone = new AbortController();
+    const piped = pipeline(stream, res, gone).catch((error: NodeJS.ErrnoException | undefined) => {
+      if (gone.signal.aborted || error?.code === 'ERR_STREAM_PREMATURE_CLOSE') return; // the client left
+      report(`The response to ${res.req.method} ${res.req.url} broke off:`, error);
+    });
+    await Promise.race([piped, done]); // 7.15: behind a response whose client has left, Node 20 never settles it
+    gone.abort();
   }
 
-  function connect(socket: Socket): { open: number } {
-    const connection = { open: 0 };
+  function connect(socket: Socket): { responses: number } {
+    const connection = { responses: 0 };
     connections.set(socket, connection);
     socket.once('close', () => connections.delete(socket));
     return connection;
@@ -199,21 +195,17 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
   const disconnect = (): void => { for (const socket of connections.keys()) socket.destroy(); };
 
-  async function idle(): Promise<void> {
-    if (scopes.size > 0) await new Promise<void>((resolve) => whenIdle.push(resolve));
-  }
+  const idle = (): Promise<void> =>
+    new Promise((resolve) => (scopes.size === 0 ? resolve() : void whenIdle.push(resolve)));
 
   /** 7: the first half of the time is for the responses, the other one for the tasks of those that had to be cut. */
   async function drain(): Promise<{ unfinished: string[] }> {
-    const closed = server?.listening ? once(server, 'close') : undefined;
-    if (server) net.Server.prototype.close.call(server); // 7.5: that of http cuts what is still being sent
-    for (const [socket, { open }] of connections) if (open === 0) socket.destroySoon();
-    const half = setTimeout(disconnect, drainTimeoutMs / 2); // 7.6: the timers hold the process too
-    let deadline: NodeJS.Timeout | undefined;
-    const expired = new Promise((resolve) => { deadline = setTimeout(resolve, drainTimeoutMs); });
+    const closed = server && once(net.Server.prototype.close.call(server), 'close'); // 7.5: http's own cuts responses
+    for (const [socket, { responses }] of connections) if (responses === 0) socket.destroySoon();
+    const timers = [setTimeout(disconnect, drainTimeoutMs / 2)]; // 7.6: they hold the process too
+    const expired = new Promise((resolve) => timers.push(setTimeout(resolve, drainTimeoutMs)));
     await Promise.race([Promise.resolve(closed).then(idle), expired]);
-    clearTimeout(half);
-    clearTimeout(deadline);
+    timers.forEach(clearTimeout);
     const unfinished = [...scopes].flatMap(({ request, tasks }) => {
       const names = tasks.unfinished.map(({ name }) => name);
       tasks.discard('the server has stopped'); // before disconnect(), which would start them
@@ -237,122 +229,104 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     idle,
     get pending() { return scopes.size; },
     override(dependency, replacement) {
-      overrides.set(dependency, replacement);
-      return () => void overrides.delete(dependency);
+      shared.overrides.set(dependency, replacement);
+      return () => void shared.overrides.delete(dependency);
     },
   };
 }
 
-type Node = { readonly literals: Map<string, Node>; parameter?: Node; readonly routes: Map<string, Placed> };
-type Placed = Route & { readonly parameters: ReadonlyMap<string, number> };
-const node = (): Node => ({ literals: new Map(), routes: new Map() });
+interface Node { readonly children: Map<string, Node>; readonly routes: Map<string, Route> }
 
+/** One node per segment; any `:name` is ':'. So the place of a route in the list has no effect. */
 function routeTree(routes: readonly Route[]): Node {
-  const root = node();
+  const root: Node = { children: new Map(), routes: new Map() };
   for (const route of routes) {
-    const parameters = new Map<string, number>();
-    let at = root;
-    for (const [index, segment] of route.segments.entries()) {
-      const name = /^:(.+)/.exec(segment)?.[1];
-      if (name) parameters.set(name, index);
-      const next = (name ? at.parameter : at.literals.get(segment)) ?? node();
-      if (name) at.parameter = next;
-      else at.literals.set(segment, next);
-      at = next;
-    }
     const where = `${route.method} ${route.path}`;
-    if (at.routes.has(route.method)) throw new Error(`Expected one route for ${where}, got a second one.`);
-    for (const name of pathNames(route.inputs)) {
-      if (!parameters.has(name)) throw new Error(`Expected ${where} to have a segment :${name}, since it uses path('${name}').`);
+    let node = root;
+    for (const segment of route.segments) {
+      const key = segment.startsWith(':') ? ':' : segment;
+      const child = node.children.get(key) ?? { children: new Map(), routes: new Map() };
+      node.children.set(key, child);
+      node = child;
     }
-    at.routes.set(route.method, { ...route, parameters });
+    if (node.routes.has(route.method)) throw new Error(`Expected one route for ${where}, got two.`);
+    const missing = segmentsOf(route.inputs).find((name) => !route.parameters.has(name));
+    if (missing !== undefined) throw new Error(`Expected ${where} to have a segment :${missing}, as path() needs it.`);
+    node.routes.set(route.method, route);
   }
   return root;
 }
 
-function pathNames(inputs: Inputs): string[] {
-  return inputs.flatMap(([, { segment, inputs }]) => (segment === undefined ? pathNames(inputs) : [segment]));
-}
-
-/** @throws HTTPError 400 for a path that is not percent-encoded UTF-8, 404, or 405 with the methods that are allowed. */
-function find(root: Node, { method = '', url = '' }: IncomingMessage): { route: Placed; segments: string[] } {
-  const [path = ''] = url.replace(/^[a-z][a-z\d+.-]*:\/\/[^/?]*/i, '').split('?', 1);
-  let segments = path.split('/').slice(1); // split first: %2F is data, not a separator
+/** @throws HTTPError 400 for a path that is not percent-encoded UTF-8, 404, or 405 with the methods that there are. */
+function find(root: Node, scope: Scope): Route {
+  const { method = '', url = '' } = scope.request;
+  const [path = ''] = url.replace(/^[a-z][a-z\d+.-]*:\/\/[^/?]*/i, '').split('?', 1); // RFC 9112, 3.2.2
   try {
-    if (path.includes('%')) segments = segments.map(decodeURIComponent);
+    const segments = path.split('/').slice(1); // split before it is decoded: %2F is data
+    scope.segments = path.includes('%') ? segments.map(decodeURIComponent) : segments;
   } catch {
     throw new HTTPError(400, 'Expected a path in percent-encoded UTF-8');
   }
   const allowed = new Set<string>();
-  const route = walk(root, segments, 0, method, allowed);
-  if (route) return { route, segments };
-  if (allowed.size === 0) throw new HTTPError(404);
-  throw new HTTPError(405, undefined, { headers: { allow: [...allowed].join(', ') } });
+  const route = match(root, scope.segments, method, allowed);
+  if (!route && allowed.size === 0) throw new HTTPError(404);
+  if (!route) throw new HTTPError(405, undefined, { headers: { allow: [...allowed].join(', ') } });
+  return route;
 }
 
-/** A literal segment before a parameter, whatever the order of the routes. */
-function walk(at: Node, segments: string[], index: number, method: string, allowed: Set<string>): Placed | undefined {
-  const segment = segments[index];
-  if (segment === undefined) {
-    const route = at.routes.get(method) ?? (method === 'HEAD' ? at.routes.get('GET') : undefined);
-    for (const each of at.routes.keys()) allowed.add(each).add(each === 'GET' ? 'HEAD' : each);
-    return route;
-  }
-  const literal = at.literals.get(segment);
-  return (literal && walk(literal, segments, index + 1, method, allowed))
-    ?? (at.parameter && segment !== '' ? walk(at.parameter, segments, index + 1, method, allowed) : undefined);
+/** The route for `method`, a literal segment before a parameter; the methods of all that match go into `allowed`. */
+function match(node: Node | undefined, path: string[], method: string, allowed: Set<string>): Route | undefined {
+  if (!node) return undefined;
+  const [segment, ...rest] = path;
+  if (segment !== undefined) return match(node.children.get(segment), rest, method, allowed)
+    ?? match(segment ? node.children.get(':') : undefined, rest, method, allowed);
+  for (const name of node.routes.keys()) allowed.add(name).add(name === 'GET' ? 'HEAD' : name);
+  return node.routes.get(method) ?? (method === 'HEAD' ? node.routes.get('GET') : undefined);
 }
 
 const USAGE = `Usage: node --import tsx server.ts [app-module] [--port N] [--host H]
+  app-module          its default export is what createApp() returned (fixtures/tutorial.ts)
+  --port N, --host H  where to listen (PORT and HOST, or 8000 and 127.0.0.1; port 0 is any free one)`;
 
-  app-module   a module whose default export is what createApp() returned (fixtures/tutorial.ts)
-  --port N     the port to listen on (PORT, or 8000; 0 for any free one)
-  --host H     the address to listen on (HOST, or 127.0.0.1)`;
+function exit(code: number, line: string): never { report(line); process.exit(code); }
 
-function stop(code: number, message: string): never {
-  console.error('%s', message);
-  process.exit(code);
-}
-
-function settings(): { file: string; port: number; host: string } {
+function settings(): { file: URL; port: number; host: string } {
+  const options = { port: { type: 'string' }, host: { type: 'string' }, help: { type: 'boolean' } } as const;
   try {
-    const { values, positionals } = parseArgs({
-      allowPositionals: true,
-      options: { port: { type: 'string' }, host: { type: 'string' }, help: { type: 'boolean' } },
-    });
-    if (values.help) { console.log(USAGE); process.exit(0); }
-    const port = values.port ?? (process.env['PORT'] || '8000');
-    if (!/^\d{1,5}$/.test(port) || Number(port) > 65_535) throw new Error(`Expected a port from 0 to 65535, got '${port}'.`);
-    if (positionals.length > 1) throw new Error(`Expected one app module, got ${positionals.length}: ${positionals.join(' ')}`);
-    const file = positionals[0] ? resolve(positionals[0]) : fileURLToPath(new URL('fixtures/tutorial.ts', import.meta.url));
-    return { file, port: Number(port), host: values.host ?? (process.env['HOST'] || '127.0.0.1') };
+    const { values, positionals: [module, ...more] } = parseArgs({ options, allowPositionals: true });
+    const { port = process.env['PORT'] || '8000', host = process.env['HOST'] || '127.0.0.1', help } = values;
+    if (help) process.exit((console.log(USAGE), 0));
+    if (more.length > 0) throw new Error(`Expected one app module, got ${more.length + 1}.`);
+    if (!/^\d+$/.test(port) || Number(port) > 65_535) throw new Error(`Expected a port of 0 to 65535, got '${port}'.`);
+    const file = module ? pathToFileURL(module) : new URL('fixtures/tutorial.ts', import.meta.url);
+    return { file, port: Number(port), host };
   } catch (error) {
-    return stop(2, `${(error as Error).message.split('. ')[0]}\n${USAGE}`);
+    return exit(2, `${(error as Error).message}\n${USAGE}`);
   }
 }
 
 async function main(): Promise<void> {
   const { file, port, host } = settings();
-  if (!existsSync(file)) stop(1, `Cannot find the app module ${file}`);
-  const { default: app } = await import(pathToFileURL(file).href) as { default?: Partial<App> };
-  if (!app?.listen || !app.close || !app.idle) stop(1, `Expected ${file} to default-export what createApp() returned.`);
+  if (!existsSync(file)) exit(1, `Expected an app module, but there is no file ${fileURLToPath(file)}.`);
+  const { default: app } = await import(file.href) as { default?: App };
+  if (!app?.listen || !app.idle) return exit(1, `Expected ${fileURLToPath(file)} to default-export an app.`);
   process.on('unhandledRejection', (error) => report('Unhandled rejection:', error)); // 7.7
-  const { url } = await app.listen({ port, host }).catch((error: Error) => stop(1, error.message));
+  const { url } = await app.listen({ port, host }).catch((error: Error) => exit(1, error.message));
+  let stopping = false;
+  const stop = async (_signal: string, number: number): Promise<void> => {
+    if (stopping) process.exit(128 + number);
+    stopping = true;
+    process.exit((await app.close()).unfinished.length > 0 ? 1 : 0);
+  };
+  process.on('SIGINT', stop).on('SIGTERM', stop);
   console.log(`listening on ${url}`);
-  let signals = 0;
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-    process.on(signal, () => {
-      if ((signals += 1) > 1) process.exit(128 + constants.signals[signal]);
-      void app.close?.().then(({ unfinished }) => process.exit(unfinished.length > 0 ? 1 : 0));
-    });
-  }
 }
 
 const script = process.argv[1];
-if (isMainThread && script && existsSync(script) && realpathSync(script) === fileURLToPath(import.meta.url)) {
-  // Under tsx, an app module outside a "type": "module" package imports this file again, as CommonJS.
-  const loaded = Symbol.for('response-first');
-  if (loaded in globalThis) throw new Error('');
-  Object.assign(globalThis, { [loaded]: true });
-  void main();
+if (script && existsSync(script) && realpathSync(script) === fileURLToPath(import.meta.url)) {
+  const running = Symbol.for('response-first server.ts');
+  // tsx imports this file again, as CommonJS, for an app module outside a "type": "module" package.
+  if (running in globalThis) exit(1, 'The package.json of the app module needs "type": "module".');
+  Object.assign(globalThis, { [running]: true });
+  void main(); // not awaited: the app module imports this one, which would wait for itself
 }

@@ -32,7 +32,7 @@ export async function serve(routes: readonly Route[], options?: AppOptions): Pro
   return { app, url, port: Number(new URL(url).port), [Symbol.asyncDispose]: close };
 }
 
-/** A client that sees bytes: `received` grows, `until` waits for a text in it, `closed` resolves at the end of the connection. */
+/** A client that sees bytes. */
 export interface RawClient extends Disposable {
   readonly socket: net.Socket;
   readonly received: string;
@@ -64,7 +64,7 @@ export async function rawClient(port: number, options: Partial<net.TcpNetConnect
     until: (text, times = 1) => new Promise((resolve, reject) => {
       const look = (): void => {
         if (received.split(text).length > times) resolve(received);
-        else if (over) reject(new Error(`The connection ended before ${times} × ${JSON.stringify(text)}; received: ${received}`));
+        else if (over) reject(new Error(`The connection ended before ${times} × '${text}'; received: ${received}`));
         else return;
         waiting.delete(look);
       };
@@ -88,7 +88,7 @@ export interface Child extends AsyncDisposable {
   readonly exited: Promise<{ readonly code: number | null; readonly signal: NodeJS.Signals | null }>;
 }
 
-/** A real process: this Node with `--import tsx` and `args`, in the root of the repository unless `cwd` says otherwise. */
+/** A real process: this Node with `--import tsx` and `args`, in the root of the repository or in `cwd`. */
 export function child(args: readonly string[], options: { env?: NodeJS.ProcessEnv; cwd?: string } = {}): Child {
   const tsx = import.meta.resolve('tsx');
   const started = spawn(process.execPath, ['--import', tsx, ...args], {
