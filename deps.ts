@@ -187,12 +187,12 @@ export class HTTPError extends Error {
   readonly detail: unknown;
   readonly headers: Readonly<Record<string, string>>;
 
-  constructor(status: number, detail?: unknown, options: { readonly headers?: Readonly<Record<string, string>> } = {}) {
+  constructor(status: number, detail?: unknown, { headers = {} }: { readonly headers?: Record<string, string> } = {}) {
     super(typeof detail === 'string' ? detail : STATUS_CODES[status]);
     if (!(status >= 200 && status <= 599)) throw new RangeError(`Expected a status from 200 to 599, got ${status}.`);
     this.status = status;
     this.detail = detail ?? STATUS_CODES[status];
-    this.headers = options.headers ?? {};
+    this.headers = Object.fromEntries(Object.entries(headers).map(([name, value]) => [name.toLowerCase(), value]));
   }
 }
 

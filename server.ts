@@ -1,13 +1,11 @@
 import { once } from 'node:events';
-import { existsSync, realpathSync } from 'node:fs';
-import http, { type IncomingMessage, type ServerResponse } from 'node:http';
+import { existsSync, realpathSync, statSync } from 'node:fs';
+import http, { type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
 import net, { type AddressInfo, type Socket } from 'node:net';
-import { pipeline } from 'node:stream/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { BackgroundTasks, report, responseDone, type BackgroundTasksOptions } from './background.ts';
-import { HTTPError, inputsOf, Scope, segmentsOf } from './deps.ts';
-import type { Dependencies, Dependency, Inputs, Values } from './deps.ts';
+import { HTTPError, inputsOf, Scope, segmentsOf, type Dependencies, type Dependency, type Values } from './deps.ts';
 
 export { BackgroundTasks, responseDone, type BackgroundTasksOptions, type TaskInfo } from './background.ts';
 export { backgroundTasks, body, depends, header, HTTPError, path, query, request, strings } from './deps.ts';
@@ -19,7 +17,7 @@ export interface Route {
   readonly path: string;
   /** @internal */ readonly segments: readonly string[];
   /** @internal */ readonly parameters: ReadonlyMap<string, number>;
-  /** @internal */ readonly inputs: Inputs;
+  /** @internal */ readonly inputs: ReturnType<typeof inputsOf>;
   /** @internal */ readonly handler: (values: object) => unknown;
 }
 
@@ -139,28 +137,27 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
   function send(res: ServerResponse, value: unknown): ReadableStream | null {
     if (!(value instanceof Response)) return sendJson(res, 200, value);
-    const { status, headers, body } = value;
-    if (body?.locked) throw new TypeError('Expected a Response whose body has not been read.');
-    const hasLength = body || status === 204 || status === 304 || headers.has('content-length');
-    writeHead(res, status, hasLength ? [...headers] : [...headers, ['content-length', '0']]);
+    const { status, headers, body, bodyUsed } = value;
+    if (bodyUsed || body?.locked) throw new TypeError('Expected a Response whose body has not been read.');
+    const length = body || status === 204 || status === 304 ? {} : { 'content-length': 0 };
+    writeHead(res, status, { ...length, ...Object.fromEntries(headers), 'set-cookie': headers.getSetCookie() });
     if (body && res.req.method !== 'HEAD') return body;
     res.end();
     body?.cancel().catch(() => {}); // nobody will read it
     return null;
   }
 
-  function sendJson(res: ServerResponse, status: number, value: unknown, headers: [string, string][] = []): null {
+  function sendJson(res: ServerResponse, status: number, value: unknown, more: OutgoingHttpHeaders = {}): null {
     const text = JSON.stringify(value ?? null);
     if (text === undefined) throw new TypeError(`Expected a JSON value or a Response, got ${typeof value}.`);
-    const length = String(Buffer.byteLength(text));
-    writeHead(res, status, [['content-type', 'application/json'], ['content-length', length], ...headers]);
+    writeHead(res, status, { 'content-type': 'application/json', ...more, 'content-length': Buffer.byteLength(text) });
     res.end(text);
     return null;
   }
 
-  function writeHead(res: ServerResponse, status: number, headers: [string, string][]): void {
-    if (closing && connections.get(res.req.socket)?.responses === 1) headers.push(['connection', 'close']);
-    res.writeHead(status, headers.flat());
+  function writeHead(res: ServerResponse, status: number, headers: OutgoingHttpHeaders): void {
+    if (closing && connections.get(res.req.socket)?.responses === 1) headers.connection = 'close';
+    res.writeHead(status, http.STATUS_CODES[status] ?? '', headers); // or a refused head's phrase stays
   }
 
   /** Sends the error. One that is no HTTPError, or cannot be sent, is reported and stays inside. */
@@ -169,7 +166,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
       if (!(error instanceof HTTPError)) throw error;
       const { status, detail, headers } = error;
       if ([204, 205, 304].includes(status)) return send(res, new Response(null, { status, headers }));
-      return sendJson(res, status, { detail }, Object.entries(headers));
+      return sendJson(res, status, { detail }, headers);
     } catch (unexpected) {
       report(`${res.req.method} ${res.req.url} failed:`, unexpected);
       return sendJson(res, 500, { detail: 'Internal Server Error' });
@@ -177,13 +174,17 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   }
 
   async function pipe(stream: ReadableStream, res: ServerResponse, done: Promise<void>): Promise<void> {
-    const gone = new AbortController();
-    const piped = pipeline(stream, res, gone).catch((error: NodeJS.ErrnoException | undefined) => {
-      if (gone.signal.aborted || error?.code === 'ERR_STREAM_PREMATURE_CLOSE') return; // the client left
+    const reader = stream.getReader();
+    done.then(() => reader.cancel()).catch(() => {}); // the client has left, or all is sent
+    try {
+      for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
+        if (!res.write(chunk.value)) await Promise.race([once(res, 'drain'), done]); // 7.15: it may never drain
+      }
+      res.end();
+    } catch (error) {
       report(`The response to ${res.req.method} ${res.req.url} broke off:`, error);
-    });
-    await Promise.race([piped, done]); // 7.15: behind a response whose client has left, Node 20 never settles it
-    gone.abort();
+      res.destroy();
+    }
   }
 
   function connect(socket: Socket): { responses: number } {
@@ -195,8 +196,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
   const disconnect = (): void => { for (const socket of connections.keys()) socket.destroy(); };
 
-  const idle = (): Promise<void> =>
-    new Promise((resolve) => (scopes.size === 0 ? resolve() : void whenIdle.push(resolve)));
+  const idle = (): Promise<void> => new Promise((resolve) => (scopes.size > 0 ? whenIdle.push(resolve) : resolve()));
 
   /** 7: the first half of the time is for the responses, the other one for the tasks of those that had to be cut. */
   async function drain(): Promise<{ unfinished: string[] }> {
@@ -221,7 +221,8 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     async listen({ port = 8000, host = '127.0.0.1' } = {}) {
       if (server || closing) throw new Error('Expected listen() to be called once, and before close().');
       server = http.createServer(this.listener).on('connection', connect).listen(port, host);
-      await once(server, 'listening');
+      await Promise.race([once(server, 'listening'), once(server, 'close')]);
+      if (closing) throw new Error('Expected close() to be called after listen() had ended.');
       const { address, family, port: bound } = server.address() as AddressInfo;
       return { url: `http://${family === 'IPv6' ? `[${address}]` : address}:${bound}` };
     },
@@ -301,13 +302,13 @@ function settings(): { file: URL; port: number; host: string } {
     const file = module ? pathToFileURL(module) : new URL('fixtures/tutorial.ts', import.meta.url);
     return { file, port: Number(port), host };
   } catch (error) {
-    return exit(2, `${(error as Error).message}\n${USAGE}`);
+    return exit(2, `${(error as Error).message.split('\n', 1)}\n${USAGE}`);
   }
 }
 
 async function main(): Promise<void> {
   const { file, port, host } = settings();
-  if (!existsSync(file)) exit(1, `Expected an app module, but there is no file ${fileURLToPath(file)}.`);
+  if (!statSync(file, { throwIfNoEntry: false })?.isFile()) exit(1, `Expected a file at ${fileURLToPath(file)}.`);
   const { default: app } = await import(file.href) as { default?: App };
   if (!app?.listen || !app.idle) return exit(1, `Expected ${fileURLToPath(file)} to default-export an app.`);
   process.on('unhandledRejection', (error) => report('Unhandled rejection:', error)); // 7.7
@@ -324,9 +325,8 @@ async function main(): Promise<void> {
 
 const script = process.argv[1];
 if (script && existsSync(script) && realpathSync(script) === fileURLToPath(import.meta.url)) {
-  const running = Symbol.for('response-first server.ts');
   // tsx imports this file again, as CommonJS, for an app module outside a "type": "module" package.
-  if (running in globalThis) exit(1, 'The package.json of the app module needs "type": "module".');
-  Object.assign(globalThis, { [running]: true });
+  const isFirst = Reflect.defineProperty(globalThis, Symbol.for('response-first'), { value: {} });
+  if (!isFirst) exit(1, 'The package.json of the app module needs "type": "module".');
   void main(); // not awaited: the app module imports this one, which would wait for itself
 }
