@@ -165,7 +165,7 @@ function validate<T>(scope: Scope, source: string[], schema: StandardSchema<T>, 
     if (!result.issues) return result.value;
     for (const { message, path = [], [ours]: own } of result.issues) {
       const keys = path.map((step) => (typeof step === 'object' ? step.key : step));
-      const at = keys.reduce((value, key) => (Object(value) as Record<PropertyKey, unknown>)[key], input);
+      const at = keys.reduce<unknown>((value, key) => Object.getOwnPropertyDescriptor(Object(value), key)?.value, input);
       const loc = [...source, ...keys.map((key) => (typeof key === 'symbol' ? String(key) : key))];
       scope.reject(own?.type ?? 'value_error', loc, message, own ? own.input : at ?? null);
     }
@@ -229,9 +229,9 @@ export class Scope {
   reject(type: string, loc: readonly PropertyKey[], msg: string, input: unknown, ctx?: object): never {
     const error = { type, loc, msg, input, ctx };
     try {
-      this.#errors.set(JSON.stringify(error), error);
+      this.#errors.set(JSON.stringify([[[[[[[[[[[[[[[[error]]]]]]]]]]]]]]]]), error); // deeper than it will be sent
     } catch {
-      this.reject(type, loc, msg, null, ctx); // an input that was nested too deep to be written
+      this.reject(type, loc, msg, null, ctx); // the input is nested too deep to be written
     }
     return rejected;
   }

@@ -157,7 +157,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
   function writeHead(res: ServerResponse, status: number, headers: OutgoingHttpHeaders): void {
     if (closing && connections.get(res.req.socket)?.responses === 1) headers.connection = 'close';
-    res.writeHead(status, http.STATUS_CODES[status] ?? '', headers); // or a refused head's phrase stays
+    res.writeHead(status, http.STATUS_CODES[status] ?? 'unknown', headers); // or a refused head's phrase stays
   }
 
   /** Sends the error. One that is no HTTPError, or cannot be sent, is reported and stays inside. */

@@ -4,11 +4,11 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { EventEmitter, once } from 'node:events';
 import http, { type IncomingHttpHeaders, type RequestListener } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
-import { test as nodeTest, type TestContext } from 'node:test';
+import { afterEach, test as nodeTest, type TestContext } from 'node:test';
 import { format } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { backgroundTasks, body, BackgroundTasks, createApp, depends, get, HTTPError, path, post, put, query, request,
-  route, strings, type AppOptions, type Route } from '../server.ts';
+  route, strings, type App, type AppOptions, type Route } from '../server.ts';
 import { gate, rawClient, serve as serveRoutes, type Served } from './helpers.ts';
 
 const deadline = 10_000; // turns a hang into a failure
@@ -53,9 +53,15 @@ const fenceRoute = get('/fence', { tasks: backgroundTasks }, async ({ tasks }) =
   tasks.addTask(() => {});
 });
 
+const open = new Set<App>();
+afterEach(async () => { for (const app of open) await app.close(); open.clear(); }); // also after a deadline
+
 /** `routes`, and one to fence with. */
-const serve = (routes: readonly Route[], options?: AppOptions): Promise<Served> =>
-  serveRoutes([...routes, fenceRoute], options);
+async function serve(routes: readonly Route[], options: AppOptions = {}): Promise<Served> {
+  const server = await serveRoutes([...routes, fenceRoute], { drainTimeoutMs: 5_000, ...options });
+  open.add(server.app);
+  return server;
+}
 
 /** Other requests and their tasks come and go: what was free to happen has happened. */
 async function fence(url: string): Promise<void> {
@@ -190,15 +196,13 @@ const bodies: Record<string, () => unknown> = {
 };
 
 for (const [kind, response] of Object.entries(bodies)) {
-  const held = gate();
-  const routes = (log: Journal): Route[] => [get('/', { tasks: backgroundTasks }, ({ tasks }) => {
-    tasks.addTask(async () => { log.write('task'); await held; log.write('task ends'); });
-    return response();
-  })];
-
   test(`1 the client has the whole of ${kind}, and its end of file, while the first task is held`, async () => {
     const log = new Journal();
-    await using server = await serve(routes(log));
+    const held = gate();
+    await using server = await serve([get('/', { tasks: backgroundTasks }, ({ tasks }) => {
+      tasks.addTask(async () => { log.write('task'); await held; log.write('task ends'); });
+      return response();
+    })]);
     for (const head of [GET('/', 'connection: close'), ['GET / HTTP/1.0', '', '']]) {
       using client = await rawClient(server.port);
       client.send(...head);
@@ -209,11 +213,13 @@ for (const [kind, response] of Object.entries(bodies)) {
       if (length) assert.equal(received.slice(received.indexOf('\r\n\r\n') + 4).length, Number(length));
       else if (kind === 'a stream') assert.match(received, /first[^]*second/);
     }
-    const kept = await ask(server.url, { agent: new http.Agent({ keepAlive: true, maxSockets: 1 }) });
-    assert.ok(kept.status >= 200);
+    const agent = new http.Agent({ keepAlive: true });
+    assert.ok((await ask(server.url, { agent })).status >= 200);
     await log.until('task');
-    assert.deepEqual(log.entries.filter((entry) => entry === 'task ends'), []);
+    await fence(server.url);
+    assert.deepEqual(log.entries, ['task', 'task', 'task']);
     held.open();
+    agent.destroy();
   });
 }
 
@@ -231,7 +237,7 @@ for (const [kind, response] of Object.entries(bodies)) {
       let over = false;
       await using server = await serve([
         get('/', { tasks: backgroundTasks }, ({ tasks }) => {
-          tasks.addTask(() => waited.open(Atomics.wait(flag, 0, 0, 20_000)));
+          tasks.addTask(() => waited.open(Atomics.wait(flag, 0, 0, 10_000)));
           return response();
         }),
         // A queue that keeps the shared slice fresh: the start of the other one is no turn of the event loop by chance.
@@ -643,7 +649,7 @@ for (const [how, leave] of Object.entries(leaving)) {
 // ---- 5: the connection is free ----
 
 for (const [state, failing] of Object.entries({ 'is held': false, 'has failed': true })) {
-  for (const [kind, response] of Object.entries(bodies)) {
+  for (const [kind, response] of Object.entries(bodies).filter(([kind]) => !kind.includes('MiB'))) {
     test(`5 after ${kind}, while a task ${state}, a request is served on another connection, on the same, and pipelined`,
       async (t) => {
         stderr(t);
@@ -777,7 +783,6 @@ test('2,000 requests on one connection leave no listener behind (fact 7.14)', as
   agent.destroy();
   assert.equal(counts.at(-1), counts[1]);
   assert.equal(new Set(counts).size, 2, 'the two kinds of response');
-  assert.equal((JSON.parse(counts[1] ?? '') as Record<string, number>)['close'] ?? 0, 3, 'one of ours, two of Node');
 });
 
 // ---- the app ----
@@ -903,11 +908,10 @@ test('a method that the path lacks is 405 with Allow, OPTIONS too', () =>
   answers(named('GET /items', 'POST /items', 'DELETE /items/:id', 'HEAD /head'), {
     'DELETE /items': notAllowed('GET', 'HEAD', 'POST'),
     'OPTIONS /items': notAllowed('GET', 'HEAD', 'POST'),
-    'get /items': notAllowed('GET', 'HEAD', 'POST'),
     'GET /items/1': notAllowed('DELETE'),
     'GET /head': notAllowed('HEAD'),
     'OPTIONS /missing': notFound,
-  }).catch((error: unknown) => { throw error; }));
+  }));
 
 test('a route of any method can be declared, OPTIONS and HEAD too', () =>
   answers(named('OPTIONS /items', 'HEAD /items', 'GET /items', 'PATCH /items', 'PROPFIND /items'), {
@@ -1151,7 +1155,7 @@ for (const [kind, make] of Object.entries<() => unknown>({
     assert.deepEqual(log.entries, []);
     assert.equal(lines.length, 1);
     assert.match(lines[0] ?? '', /^GET \/\?a=b failed:/);
-    if (!/text|undefined|thrown Response|printed/.test(kind)) assert.match(lines[0] ?? '', /Error(:| \[).*\n +at /);
+    if (!/text|undefined|thrown Response|printed/.test(kind)) assert.match(lines[0] ?? '', /Error(:| \[)[^]*\n +at /);
   });
 }
 
