@@ -149,8 +149,8 @@ export function strings<K extends string>(...keys: K[]): StandardSchema<Record<K
   const issue = (type: string, message: string, input: unknown, ...path: K[]): Issue =>
     ({ message, path, [ours]: { type, input } });
   const validate = (input: unknown): Result<Record<K, string>> => {
-    if (typeof input !== 'object' || Array.isArray(input)) return { issues: [issue(NO_MODEL, NOT_AN_OBJECT, input)] };
-    const members = new Map(Object.entries(input ?? {}));
+    if (Object(input) !== input || Array.isArray(input)) return { issues: [issue(NO_MODEL, NOT_AN_OBJECT, input)] };
+    const members = new Map<string, unknown>(Object.entries(input as object));
     const issues = keys.filter((key) => typeof members.get(key) !== 'string').map((key) => members.has(key)
       ? issue('string_type', 'Input should be a valid string', members.get(key), key)
       : issue('missing', 'Field required', input, key));
@@ -165,7 +165,7 @@ function validate<T>(scope: Scope, source: string[], schema: StandardSchema<T>, 
     if (!result.issues) return result.value;
     for (const { message, path = [], [ours]: own } of result.issues) {
       const keys = path.map((step) => (typeof step === 'object' ? step.key : step));
-      const at = keys.reduce<unknown>((value, key) => Object.getOwnPropertyDescriptor(Object(value), key)?.value, input);
+      const at = keys.reduce((from: unknown, key) => Object.getOwnPropertyDescriptor(Object(from), key)?.value, input);
       const loc = [...source, ...keys.map((key) => (typeof key === 'symbol' ? String(key) : key))];
       scope.reject(own?.type ?? 'value_error', loc, message, own ? own.input : at ?? null);
     }
@@ -222,7 +222,7 @@ export class Scope {
   }
 
   get query(): URLSearchParams {
-    return (this.#query ??= new URLSearchParams(/\?.*/.exec(this.request.url ?? '')?.[0]));
+    return (this.#query ??= new URLSearchParams(/\?.*/.exec(String(this.request.url))?.[0]));
   }
 
   /** Records an input error in FastAPI's shape; the same one, met again, counts once. */

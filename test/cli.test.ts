@@ -156,15 +156,16 @@ test('an app module that is missing is one clear line', async () => {
   assertOneLine(await run(['server.ts', file, '--port', '0']), file);
 });
 
-for (const [what, source] of [
+for (const [what, source, name = 'app.ts'] of [
   ['no default export', 'export const app = 1;'],
   ['null', 'export default null;'],
   ['an object that is no app', 'export default { listener() {} };'],
   ['a function', 'export default function app() {}'],
+  ['what a compiler made of an ES module', 'module.exports = Object.assign({}, { __esModule: true });', 'app.cjs'],
 ] as const) {
   test(`an app module that exports ${what} is one clear line`, async () => {
     await using folder = await packageFolder();
-    const file = await folder.write({ 'app.ts': source });
+    const file = await folder.write({ [name]: source });
     assertOneLine(await run(['server.ts', file, '--port', '0']), file);
   });
 }
@@ -182,6 +183,13 @@ test('an app module that throws keeps its stack, and the exit code is 1', async 
 test('an app module outside a "type": "module" package is refused in one clear line', async () => {
   await using folder = await packageFolder();
   const file = await folder.write({ 'plain/app.ts': HELLO, 'plain/package.json': '{}' });
+  // Not measured: the coverage of the CommonJS form of server.ts would be laid over that of the ES module.
+  assertOneLine(await run(['server.ts', file, '--port', '0'], { NODE_V8_COVERAGE: '' }), '"type": "module"');
+});
+
+test('an app module that loads a second copy of server.ts is refused in the same line', async () => {
+  await using folder = await packageFolder();
+  const file = await folder.write({ 'app.ts': `import '${SERVER}?second';` });
   assertOneLine(await run(['server.ts', file, '--port', '0']), '"type": "module"');
 });
 
@@ -227,4 +235,13 @@ test('a worker thread of an app that is served may import server.ts', async () =
       parentPort.postMessage(typeof createApp);`,
   });
   assert.equal(await answer(['server.ts', file, '--port', '0'], '/'), '"function"');
+});
+
+test('the address of an IPv6 host is printed in brackets', async () => {
+  await using started = child(['server.ts', '--host', '::1', '--port', '0'], { env });
+  const url = await started.url();
+  assert.match(url, /^http:\/\/\[::1\]:\d+$/);
+  assert.equal((await fetch(`${url}/task-log`)).status, 200);
+  started.kill('SIGTERM');
+  assert.deepEqual(await started.exited, { code: 0, signal: null });
 });

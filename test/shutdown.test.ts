@@ -108,6 +108,13 @@ test('7 close() of an app that never listened resolves, and listen() is refused 
   await assert.rejects(app.listen({ port: 0 }), /before close\(\)/);
 });
 
+test('7 close() while listen() is under way ends both', async () => {
+  const app = createApp([]);
+  const listening = assert.rejects(app.listen({ port: 0 }), /close\(\) to be called after listen\(\) had ended/);
+  assert.deepEqual(await app.close(), { unfinished: [] });
+  await listening;
+});
+
 test('7 close() after a listen() that failed resolves', async () => {
   await using other = await serve([]);
   const app = createApp([]);
