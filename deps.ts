@@ -1,4 +1,4 @@
-import type { BackgroundTasks } from './background.ts';
+import { BackgroundTasks, type BackgroundTasksOptions } from './background.ts';
 import { isUtf8 } from 'node:buffer';
 import { STATUS_CODES, type IncomingMessage } from 'node:http';
 import { types } from 'node:util';
@@ -206,11 +206,11 @@ export class Scope {
   readonly request: IncomingMessage;
   readonly tasks: BackgroundTasks;
   readonly app: Shared;
-  segments: string[] = [];
-  parameters: ReadonlyMap<string, number> = new Map(); // the place of each in the segments
+  segments!: string[];
+  parameters!: ReadonlyMap<string, number>; // the place of each :name in the segments
   body: Promise<unknown> | undefined;
   #query: URLSearchParams | undefined;
-  readonly #replaced = new Set<Dependency<unknown>>();
+  #replaced: readonly Dependency<unknown>[] = [];
   readonly #values = new Map<Dependency<unknown>, unknown>();
   readonly #errors = new Map<string, { readonly type: string }>();
   readonly #suspended: { readonly name: string; readonly generator: Generator | AsyncGenerator }[] = [];
@@ -221,9 +221,7 @@ export class Scope {
     this.app = app;
   }
 
-  get query(): URLSearchParams {
-    return (this.#query ??= new URLSearchParams(/\?.*/.exec(String(this.request.url))?.[0]));
-  }
+  get query(): URLSearchParams { return this.#query ??= new URLSearchParams(/\?.*/.exec(`${this.request.url}`)?.[0]); }
 
   /** Records an input error in FastAPI's shape; the same one, met again, counts once. */
   reject(type: string, loc: readonly PropertyKey[], msg: string, input: unknown, ctx?: object): never {
@@ -257,10 +255,10 @@ export class Scope {
   }
 
   #valueOf(dependency: Dependency<unknown>): unknown {
-    const replacement = this.#replaced.has(dependency) ? undefined : this.app.overrides.get(dependency);
+    const replacement = this.#replaced.includes(dependency) ? undefined : this.app.overrides.get(dependency);
     if (!replacement) return this.#once(dependency);
-    this.#replaced.add(dependency); // inside its replacement, a dependency means itself
-    return Promise.resolve(this.#once(replacement)).finally(() => this.#replaced.delete(dependency));
+    this.#replaced = [...this.#replaced, dependency]; // inside its replacement, a dependency means itself
+    return Promise.resolve(this.#once(replacement)).finally(() => { this.#replaced = this.#replaced.slice(0, -1); });
   }
 
   #once(dependency: Dependency<unknown>): unknown {
@@ -281,7 +279,9 @@ export class Scope {
   }
 
   /** After the last task: resumes the generators, the last one first, as tasks: their errors are reported as such. */
-  async unwind(cleanUps: BackgroundTasks): Promise<void> {
+  async unwind(options: BackgroundTasksOptions): Promise<void> {
+    if (this.#suspended.length === 0) return;
+    const cleanUps = new BackgroundTasks({ ...options, request: this.request, afterFailure: 'continue' });
     for (const { name, generator } of this.#suspended) {
       cleanUps.addTask(Object.defineProperty(() => resume(generator), 'name', { value: name }));
     }

@@ -117,7 +117,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     if (closing && connection.responses === 0) request.socket.destroySoon();
     if (request.readableDidRead) request.resume(); // 7.17
     await scope.tasks.run();
-    await scope.unwind(new BackgroundTasks({ ...taskOptions, request, afterFailure: 'continue' }));
+    await scope.unwind(taskOptions);
     scopes.delete(scope);
     if (scopes.size === 0) for (const resolve of whenIdle.splice(0)) resolve();
   }
@@ -261,27 +261,27 @@ function routeTree(routes: readonly Route[]): Node {
 /** @throws HTTPError 400 for a path that is not percent-encoded UTF-8, 404, or 405 with the methods that there are. */
 function find(root: Node, scope: Scope): Route {
   const { method = '', url = '' } = scope.request;
-  const [path = ''] = url.replace(/^[a-z][a-z\d+.-]*:\/\/[^/?]*/i, '').split('?', 1); // RFC 9112, 3.2.2
+  const [path = ''] = (url.startsWith('/') ? url : url.replace(/^[a-z][a-z\d+.-]*:\/\/[^/?]*/i, '')).split('?', 1);
   try {
     const segments = path.split('/').slice(1); // split before it is decoded: %2F is data
     scope.segments = path.includes('%') ? segments.map(decodeURIComponent) : segments;
   } catch {
     throw new HTTPError(400, 'Expected a path in percent-encoded UTF-8');
   }
-  const allowed = new Set<string>();
+  const allowed: string[] = [];
   const route = match(root, scope.segments, method, allowed);
-  if (!route && allowed.size === 0) throw new HTTPError(404);
-  if (!route) throw new HTTPError(405, undefined, { headers: { allow: [...allowed].join(', ') } });
+  if (!route && allowed.length === 0) throw new HTTPError(404);
+  if (!route) throw new HTTPError(405, undefined, { headers: { allow: [...new Set(allowed)].join(', ') } });
   return route;
 }
 
 /** The route for `method`, a literal segment before a parameter; the methods of all that match go into `allowed`. */
-function match(node: Node | undefined, path: string[], method: string, allowed: Set<string>): Route | undefined {
+function match(node: Node | undefined, path: string[], method: string, allowed: string[]): Route | undefined {
   if (!node) return undefined;
-  const [segment, ...rest] = path;
-  if (segment !== undefined) return match(node.children.get(segment), rest, method, allowed)
-    ?? match(segment ? node.children.get(':') : undefined, rest, method, allowed);
-  for (const name of node.routes.keys()) allowed.add(name).add(name === 'GET' ? 'HEAD' : name);
+  const [segment] = path;
+  if (segment !== undefined) return match(node.children.get(segment), path.slice(1), method, allowed)
+    ?? match(segment ? node.children.get(':') : undefined, path.slice(1), method, allowed);
+  for (const name of node.routes.keys()) allowed.push(name, ...(name === 'GET' ? ['HEAD'] : []));
   return node.routes.get(method) ?? (method === 'HEAD' ? node.routes.get('GET') : undefined);
 }
 
