@@ -1,11 +1,13 @@
 /** deps.ts through real servers: how dependencies are resolved and unwound, and what the inputs of a request become. */
 import assert from 'node:assert/strict';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { IncomingMessage } from 'node:http';
+import { Socket } from 'node:net';
 import { test, type TestContext } from 'node:test';
 import { format } from 'node:util';
-import { backgroundTasks, body, depends, get, header, HTTPError, path, post, query, request, route, strings }
+import { BackgroundTasks, backgroundTasks, body, depends, get, header, HTTPError, path, post, query, request, strings }
   from '../server.ts';
-import type { Dependencies, Dependency, Route, StandardSchema } from '../server.ts';
+import type { Dependencies, Dependency, Route, StandardSchema, TaskInfo } from '../server.ts';
 import { gate, rawClient, serve, type Served } from './helpers.ts';
 
 /** What stderr would show. It formats, as the real one does. */
@@ -27,20 +29,27 @@ async function answerOf(routes: readonly Route[], target?: string, init?: Reques
   return await answer(server, target, init);
 }
 
-const sent = (text: string | Uint8Array<ArrayBuffer>, type?: string): RequestInit =>
-  ({ method: 'POST', body: typeof text === 'string' ? Buffer.from(text) : text, headers: type ? { 'content-type': type } : {} });
+/** A POST of bytes, so that `fetch` adds no content type of its own. */
+const sent = (bytes: string | Uint8Array<ArrayBuffer>, type?: string): RequestInit => ({
+  method: 'POST', body: typeof bytes === 'string' ? Buffer.from(bytes) : bytes,
+  headers: type ? { 'content-type': type } : {},
+});
 const json = (value: unknown): RequestInit => sent(JSON.stringify(value), 'application/json');
 
 type Validate<T> = StandardSchema<T>['~standard']['validate'];
 /** A Standard Schema as a library would have it. */
-const schema = <T>(validate: Validate<T>): StandardSchema<T> => ({ '~standard': { version: 1, vendor: 'test', validate } });
+const schema = <T>(validate: Validate<T>): StandardSchema<T> =>
+  ({ '~standard': { version: 1, vendor: 'test', validate } });
 const anything = schema<unknown>((value) => ({ value }));
-const number = schema<number>((value) =>
-  typeof value === 'string' && /^\d+$/.test(value) ? { value: Number(value) } : { issues: [{ message: `No number: ${value}` }] });
+const number = schema<number>((value) => typeof value === 'string' && /^\d+$/.test(value)
+  ? { value: Number(value) } : { issues: [{ message: `No number: ${value}` }] });
 const asyncNumber = schema<number>(async (value) => {
   await new Promise(setImmediate);
   return number['~standard'].validate(value);
 });
+
+/** Turns a hang into a failure; nothing is measured by it. */
+const within = { timeout: 20_000 };
 
 const missing = (...loc: string[]): object => ({ type: 'missing', loc, msg: 'Field required', input: null });
 const rejection = (...errors: unknown[]): [number, unknown] => [422, { detail: errors }];
@@ -50,7 +59,7 @@ const NO_MODEL = { type: 'model_attributes_type', loc: ['body'],
 
 /* Resolution */
 
-test('10 dependencies are resolved one at a time, depth first, in the order declared, and before the handler', async () => {
+test('10 dependencies are resolved one at a time, depth first, in the order declared, then the handler', async () => {
   const log: string[] = [];
   const step = (name: string, deps: Dependencies = {}): Dependency<string> => depends(deps, async () => {
     log.push(`${name} begins`);
@@ -204,7 +213,8 @@ const returnsGenerator: Making = (name, log, leave = rethrow, deps = {}) => depe
 })());
 
 const makings = Object.entries({
-  'a generator': syncGenerator, 'an async generator': asyncGenerator, 'a function that returns a generator': returnsGenerator,
+  'a generator': syncGenerator, 'an async generator': asyncGenerator,
+  'a function that returns a generator': returnsGenerator,
 });
 
 for (const [kind, making] of makings) {
@@ -255,7 +265,8 @@ for (const [kind, making] of makings) {
     assert.deepEqual(await answerOf([get('/', { inner }, () => { throw new HTTPError(404, 'lost'); })]), internal);
     assert.deepEqual(log.slice(2), ['inner caught lost', 'exit outer']);
     assert.equal(lines.length, 1);
-    assert.match(lines[0] ?? '', /^GET \/ failed: Error: Expected .*to throw the error again[^]*\[cause\]: HTTPError: lost/);
+    assert.match(lines[0] ?? '', /^GET \/ failed: Error: Expected .*to throw the error again/);
+    assert.match(lines[0] ?? '', /\[cause\]: HTTPError: lost/);
   });
 }
 
@@ -370,8 +381,8 @@ for (const [kind, never] of Object.entries({
   test(`10 ${kind} that never yields is 500, and stderr says what was expected`, async (t) => {
     const lines = stderr(t);
     const log: string[] = [];
-    assert.deepEqual(await answerOf([get('/', { outer: syncGenerator('outer', log), never }, () => log.push('handler'))]),
-      internal);
+    const deps = { outer: syncGenerator('outer', log), never };
+    assert.deepEqual(await answerOf([get('/', deps, () => log.push('handler'))]), internal);
     assert.match(lines.join('\n'), /^GET \/ failed: Error: Expected never to yield one value, but it returned without/);
     assert.equal(lines.length, 1);
     assert.equal(log[1]?.startsWith('outer caught Expected never to yield'), true);
@@ -472,7 +483,8 @@ test('10 a task that is added while unwinding after success is refused, which is
     yield;
     tasks.addTask(function farewell() { log.push('ran'); });
   });
-  await using server = await serve([get('/', { late, tasks: backgroundTasks }, ({ tasks }) => tasks.addTask(() => {}))]);
+  const deps = { late, tasks: backgroundTasks };
+  await using server = await serve([get('/', deps, ({ tasks }) => tasks.addTask(() => {}))]);
   assert.deepEqual(await answer(server), [200, null]);
   await server.app.idle();
   assert.deepEqual(log, []);
@@ -486,13 +498,14 @@ test('4 after a throw the queue is discarded, once it is unwound: told on backgr
     const log: string[] = [];
     const dropped: unknown[] = [];
     const listen = (message: unknown): void => {
-      const { name, index, request, reason } = message as { name: string; index: number; request: Request; reason: string };
-      assert.match(reason, /threw/);
-      dropped.push([name, index, request.url]);
+      const { name, index, request, reason } = message as TaskInfo & { reason: string };
+      dropped.push([name, index, request?.url, reason]);
     };
     subscribe('background-tasks:dropped', listen);
     t.after(() => unsubscribe('background-tasks:dropped', listen));
-    const task = (name: string): (() => void) => Object.defineProperty(() => void log.push(name), 'name', { value: name });
+    const task = (name: string): (() => void) => ({ [name]: () => void log.push(name) })[name] ?? assert.fail();
+    const expected = (url: string, ...names: string[]): unknown[] =>
+      names.map((name, index) => [name, index, url, 'the handler or a dependency threw']);
     const session = depends({ tasks: backgroundTasks }, async function* ({ tasks }) {
       tasks.addTask(task('dependency'));
       try { yield; } finally { tasks.addTask(task('clean-up')); log.push(`${dropped.length} dropped`); }
@@ -502,10 +515,9 @@ test('4 after a throw the queue is discarded, once it is unwound: told on backgr
       throw new HTTPError(404);
     })]);
     assert.deepEqual(await answer(server, '/?q='), [404, { detail: 'Not Found' }]);
-    assert.deepEqual(dropped.splice(0),
-      ['dependency', 'handler', 'clean-up'].map((name, index) => [name, index, '/?q=']));
+    assert.deepEqual(dropped.splice(0), expected('/?q=', 'dependency', 'handler', 'clean-up'));
     assert.equal((await answer(server))[0], 422);
-    assert.deepEqual(dropped.splice(0), ['dependency', 'clean-up'].map((name, index) => [name, index, '/']));
+    assert.deepEqual(dropped.splice(0), expected('/', 'dependency', 'clean-up'));
     await server.app.idle();
     assert.deepEqual(log, ['0 dropped', '0 dropped']);
     assert.deepEqual(lines, []);
@@ -550,7 +562,7 @@ for (const [source, parameter, withText] of [['query', query, asQuery], ['header
   });
 }
 
-test('the path of a schema\'s issue follows the source, each step a key or a { key }', async () => {
+test("the path of a schema's issue follows the source, each step a key or a { key }", async () => {
   const issues = [
     { message: 'keys', path: ['rows', 1, 'name'] },
     { message: 'objects', path: [{ key: 'rows' }, { key: 0 }] },
@@ -571,8 +583,9 @@ test('the path of a schema\'s issue follows the source, each step a key or a { k
     error('no path', input),
     error('an undefined path', input),
   ));
-  assert.deepEqual(await answerOf([get('/', { q: query('q', schema(() => ({ issues: issues.slice(4, 5) }))) }, () => {})],
-    '/?q=1'), rejection({ ...error('no path', '1'), loc: ['query', 'q'] }));
+  const ofQuery = query('q', schema(() => ({ issues: issues.slice(4, 5) })));
+  assert.deepEqual(await answerOf([get('/', { ofQuery }, () => assert.fail('unreachable'))], '/?q=1'),
+    rejection({ ...error('no path', '1'), loc: ['query', 'q'] }));
 });
 
 test('the input of an issue is what the body holds itself, nothing that it inherits', async () => {
@@ -599,7 +612,8 @@ test('a schema may be a function, and what it throws is 500', async (t) => {
 test('a query parameter is decoded, and of duplicates the last one counts', async () => {
   await using server = await serve([get('/', { q: query('q'), 'a b': query('a b', null) }, (values) => values)]);
   assert.deepEqual(await answer(server, '/?q=1&q=2&q=3'), [200, { q: '3', 'a b': null }]);
-  assert.deepEqual(await answer(server, '/?q=%EC%95%88+1%2B1?%ff&a%20b=c=d'), [200, { q: '안 1+1?\ufffd', 'a b': 'c=d' }]);
+  assert.deepEqual(await answer(server, '/?q=%EC%95%88+1%2B1?%ff&a%20b=c=d'),
+    [200, { q: '안 1+1?\ufffd', 'a b': 'c=d' }]);
 });
 
 test('a header is found in any case, and of duplicates the last one counts', async () => {
@@ -645,12 +659,14 @@ test('any JSON value but null is a body, whatever the schema takes', async () =>
   for (const value of [0, false, '', [], {}, 'text', [null], { a: { b: null } }]) {
     assert.deepEqual(await answer(server, '/', json(value)), [200, [value]]);
   }
-  assert.deepEqual(await answer(server, '/', sent(' {"안":"\\u0000é"}\r\n', 'application/json')), [200, [{ 안: '\0é' }]]);
+  assert.deepEqual(await answer(server, '/', sent(' {"안":"\\u0000é"}\r\n', 'application/json')),
+    [200, [{ 안: '\0é' }]]);
 });
 
 test('strings() keeps its keys and leaves the others out', async () => {
   await using server = await serve([post('/', { order: body(strings('item', 'email')) }, ({ order }) => order)]);
-  assert.deepEqual(await answer(server, '/', json({ email: '', extra: 1, item: 'tea' })), [200, { item: 'tea', email: '' }]);
+  assert.deepEqual(await answer(server, '/', json({ email: '', extra: 1, item: 'tea' })),
+    [200, { item: 'tea', email: '' }]);
 });
 
 test('`__proto__` and `constructor` are plain data in a body', async () => {
@@ -693,13 +709,14 @@ for (const [kind, init, ...errors] of [
 
 test('a JSON content type may have parameters, a suffix `+json`, and any case', async () => {
   await using server = await serve([post('/', { value: body(anything) }, ({ value }) => value)]);
-  for (const type of ['application/json', 'application/json; charset=utf-8', 'application/json ;a=b', 'Application/JSON',
-    'application/problem+json', 'application/vnd.api+json;v=1']) {
+  for (const type of ['application/json', 'application/json; charset=utf-8', 'application/json ;a=b',
+    'Application/JSON', 'application/problem+json', 'application/vnd.api+json;v=1']) {
     assert.deepEqual(await answer(server, '/', sent('{"a":1}', type)), [200, { a: 1 }], type);
   }
   for (const type of ['application/jsonl', 'application/json-seq', 'text/json', 'application/xml;a=application/json',
     'application/x; a=+json', 'image/svg+xml', 'json']) {
-    assert.deepEqual(await answer(server, '/', sent('{"a":1}', type)), rejection({ ...NO_MODEL, input: '{"a":1}' }), type);
+    assert.deepEqual(await answer(server, '/', sent('{"a":1}', type)),
+      rejection({ ...NO_MODEL, input: '{"a":1}' }), type);
   }
 });
 
@@ -716,10 +733,10 @@ test('a body that is no JSON is json_invalid, alone among the input errors', asy
 });
 
 test('a body that is not UTF-8 is 400', async () => {
-  const bytes = [Uint8Array.of(0x22, 0xff, 0x22), Uint8Array.of(0x22, 0xed, 0xa0, 0x80, 0x22), Uint8Array.of(0x22, 0xc3)];
-  for (const each of bytes) {
-    assert.deepEqual(await answerOf([post('/', { q: query('q'), value: body(anything) }, () => {})], '/',
-      sent(each, 'application/json')), [400, { detail: 'There was an error parsing the body' }]);
+  await using server = await serve([post('/', { q: query('q'), value: body(anything) }, () => {})]);
+  for (const bytes of [[0x22, 0xff, 0x22], [0x22, 0xed, 0xa0, 0x80, 0x22], [0x22, 0xc3]]) {
+    assert.deepEqual(await answer(server, '/', sent(Uint8Array.from(bytes), 'application/json')),
+      [400, { detail: 'There was an error parsing the body' }]);
   }
 });
 
@@ -727,27 +744,312 @@ const deep = (levels: number): string => '['.repeat(levels) + ']'.repeat(levels)
 
 test('JSON that is nested 500,000 deep is 422, wherever it stands', async () => {
   await using server = await serve(orders);
-  const error = (text: string): ReturnType<typeof answer> => answer(server, '/', sent(text, 'application/json'));
-  assert.deepEqual(await error(deep(500_000)), rejection({ ...NO_MODEL, input: null }));
-  assert.deepEqual(await error(`{"item":${deep(500_000)},"email":""}`), rejection(
-    { type: 'string_type', loc: ['body', 'item'], msg: 'Input should be a valid string', input: null }));
-  assert.deepEqual(await error(`{"item":"","other":${deep(500_000)}}`), rejection(missing('body', 'email')));
-  const [status, unclosed] = await error('['.repeat(500_000));
+  const nested = deep(500_000);
+  for (const [text, expected] of [
+    [nested, NO_MODEL],
+    [`{"item":${nested},"email":""}`,
+      { type: 'string_type', loc: ['body', 'item'], msg: 'Input should be a valid string' }],
+    [`{"item":"","other":${nested}}`, { type: 'missing', loc: ['body', 'email'], msg: 'Field required' }],
+  ] as const) {
+    const response = await fetch(server.url, sent(text, 'application/json'));
+    // Node 26 can write it back, the others cannot.
+    const error = (await response.text()).replace(nested, 'null').replace('{"item":"","other":null}', 'null');
+    assert.equal(response.status, 422);
+    assert.deepEqual(JSON.parse(error), { detail: [{ ...expected, input: null }] });
+  }
+  const [status, unclosed] = await answer(server, '/', sent('['.repeat(500_000), 'application/json'));
   assert.equal(status, 422);
   assert.match(JSON.stringify(unclosed), /"json_invalid"/);
 });
 
-test('JSON of any depth in between is 422, too: none can be written while it is found, but not while it is sent', async () => {
+test('JSON of any depth is 422: none can be written where the error is found, but not where it is sent', async () => {
   await using server = await serve(orders);
   const written = async (levels: number): Promise<boolean> => {
-    const [status, error] = await answer(server, '/', sent(deep(levels), 'application/json'));
-    assert.equal(status, 422, `${levels} levels`);
-    return !/"input":null/.test(JSON.stringify(error));
+    const response = await fetch(server.url, sent(deep(levels), 'application/json'));
+    assert.equal(response.status, 422, `${levels} levels`);
+    return !(await response.text()).includes('"input":null');
   };
-  let [shallow, tooDeep] = [100, 500_000];
+  let [shallow, tooDeep] = [100, 20_000];
   while (tooDeep - shallow > 1) {
     const middle = Math.floor((shallow + tooDeep) / 2);
     if (await written(middle)) shallow = middle;
     else tooDeep = middle;
   }
 });
+
+for (const [kind, ...lines] of [
+  ['Content-Length says so: before it is read', 'content-length: 11', '', ''],
+  ['it is, while it is read', 'transfer-encoding: chunked', '', '6', '"12345', '5', '6789"', ''],
+] as [string, ...string[]][]) {
+  test(`a body over bodyLimit is 413 where ${kind}; the connection is closed (fact 7.11)`, within, async () => {
+    const log: string[] = [];
+    const deps = { q: query('q'), value: body(anything), late: depends(() => log.push('late')) };
+    await using server = await serve([post('/', deps, () => log.push('handler'))], { bodyLimit: 10 });
+    using client = await rawClient(server.port);
+    client.send('POST / HTTP/1.1', 'host: a', 'content-type: application/json', ...lines); // and no more of it
+    const received = await client.closed;
+    assert.match(received, /^HTTP\/1.1 413 [^]*\{"detail":"[^"]+ Too Large"\}$/);
+    assert.match(received, /\r\nconnection: close\r\n/i);
+    assert.deepEqual(log, []);
+  });
+}
+
+test('a body of exactly bodyLimit bytes is accepted, in chunks too, and its connection is kept', within, async () => {
+  await using server = await serve([post('/', { value: body(anything) }, ({ value }) => value)], { bodyLimit: 10 });
+  using client = await rawClient(server.port);
+  const head = ['POST / HTTP/1.1', 'host: a', 'content-type: application/json'];
+  client.send(...head, 'content-length: 10', '', '"12345678"');
+  await client.until('"12345678"');
+  client.send(...head, 'transfer-encoding: chunked', '', '6', '"12345', '4', '678"', '0', '', '');
+  assert.doesNotMatch(await client.until('"12345678"', 2), /connection: close/i);
+});
+
+test('bodyLimit is 1 MiB unless told otherwise', async () => {
+  await using server = await serve([post('/', { value: body(anything) }, ({ value }) => String(value).length)]);
+  assert.deepEqual(await answer(server, '/', json('a'.repeat(2 ** 20 - 2))), [200, 2 ** 20 - 2]);
+  using client = await rawClient(server.port);
+  client.send('POST / HTTP/1.1', 'host: a', 'content-type: application/json', `content-length: ${2 ** 20 + 1}`, '', '');
+  assert.match(await client.closed, /^HTTP\/1.1 413 /);
+});
+
+/* All input errors at once */
+
+test('10 all input errors come in one 422, each once, in the order declared', async () => {
+  const inner = depends({ twice: query('a'), token: header('x-token'), n: query('n', asyncNumber) }, () => {});
+  const [order, again] = [body(strings('item', 'email')), body(strings('email'))];
+  const deps = { inner, order, again, a: query('a'), b: query('b') };
+  const routes = [post('/', deps, () => assert.fail('unreachable'))];
+  assert.deepEqual(await answerOf(routes, '/?n=x', json({ item: 1 })), rejection(
+    missing('query', 'a'),
+    missing('header', 'x-token'),
+    { type: 'value_error', loc: ['query', 'n'], msg: 'No number: x', input: 'x' },
+    { type: 'string_type', loc: ['body', 'item'], msg: 'Input should be a valid string', input: 1 },
+    { ...missing('body', 'email'), input: { item: 1 } },
+    missing('query', 'b'),
+  ));
+});
+
+test('10 a call whose own inputs failed is not called, nor one that depends on it; the others are', async () => {
+  const log: string[] = [];
+  const calls = (name: string, deps: Dependencies): Dependency<unknown> => depends(deps, () => log.push(name));
+  const invalid = calls('invalid', { q: query('q') });
+  const generator = syncGenerator('generator', log, rethrow, { q: query('q') });
+  const deps = { outer: calls('outer', { invalid }), generator, other: calls('other', { p: query('p', null) }) };
+  assert.deepEqual(await answerOf([get('/', deps, () => log.push('handler'))]), rejection(missing('query', 'q')));
+  assert.deepEqual(log, ['other']);
+});
+
+test('10 an error that is thrown ends resolution and wins: a 401 beats a 422', async () => {
+  const log: string[] = [];
+  const guard = depends(() => { throw new HTTPError(401); });
+  const deps = { q: query('q'), guard, late: depends(() => log.push('late')), p: query('p') };
+  assert.deepEqual(await answerOf([get('/', deps, () => log.push('handler'))]), [401, { detail: 'Unauthorized' }]);
+  assert.deepEqual(log, []);
+});
+
+/* HTTPError */
+
+const throwing = (...made: ConstructorParameters<typeof HTTPError>): Route[] =>
+  [get('/', () => { throw new HTTPError(...made); })];
+
+test('the detail of an HTTPError is any JSON value, and the phrase of the status by default', async () => {
+  assert.deepEqual(await answerOf(throwing(409)), [409, { detail: 'Conflict' }]);
+  assert.deepEqual(await answerOf(throwing(500)), internal);
+  for (const detail of ['', 'no such item', 0, false, [], ['a', { b: null }], { code: 7 }]) {
+    assert.deepEqual(await answerOf(throwing(200, detail)), [200, { detail }]);
+    assert.deepEqual(await answerOf(throwing(599, detail)), [599, { detail }]);
+  }
+});
+
+test('an HTTPError is an Error that tells its status, detail and headers', () => {
+  const error = new HTTPError(404, { code: 7 }, { headers: { 'x-reason': 'gone' } });
+  assert.ok(error instanceof Error);
+  const { name, message, status, detail, headers } = error;
+  assert.deepEqual({ name, message, status, detail, headers }, { name: 'HTTPError', message: 'Not Found', status: 404,
+    detail: { code: 7 }, headers: { 'x-reason': 'gone' } });
+  assert.equal(new HTTPError(404, 'no such item').message, 'no such item');
+  assert.deepEqual(new HTTPError(404).headers, {});
+});
+
+test('the headers of an HTTPError are sent', async () => {
+  await using server = await serve(throwing(503, 'busy', { headers: { 'Retry-After': '1', 'x-reason': 'queue' } }));
+  const { status, headers } = await fetch(server.url);
+  assert.deepEqual([status, headers.get('retry-after'), headers.get('x-reason'), headers.get('content-type')],
+    [503, '1', 'queue', 'application/json']);
+});
+
+test('a status out of 200 to 599 is a RangeError that names it', () => {
+  for (const status of [NaN, -1, 0, 101, 199, 600, 999, Infinity]) {
+    const message = new RegExp(`\\b200 to 599, got ${status}\\.`);
+    assert.throws(() => new HTTPError(status), { name: 'RangeError', message });
+  }
+});
+
+for (const status of [204, 205, 304]) {
+  test(`an HTTPError of ${status} has its headers and no body, and the connection stays open`, within, async () => {
+    const routes = throwing(status, undefined, { headers: { etag: '"1"' } });
+    await using server = await serve([...routes, get('/next', () => 'next')]);
+    using client = await rawClient(server.port);
+    client.send('GET / HTTP/1.1', 'host: a', '', 'GET /next HTTP/1.1', 'host: a', '', '');
+    const [first = '', rest = ''] = (await client.until('"next"')).split(/(?<=\r\n\r\n)/);
+    assert.match(first, new RegExp(`^HTTP/1.1 ${status} `));
+    assert.match(first, /\r\netag: "1"\r\n/i);
+    assert.doesNotMatch(first, /content-type/i);
+    assert.match(rest, /^HTTP\/1.1 200 OK\r\n/);
+  });
+}
+
+for (const [kind, detail, headers] of [
+  ['a header with a line break', 'x', { 'x-reason': 'a\r\nset-cookie: b' }],
+  ['a header name with a space', 'x', { 'x reason': 'a' }],
+  ['a detail that is a BigInt', 10n, { 'x-reason': 'a' }],
+] as [string, unknown, Record<string, string>][]) {
+  test(`an HTTPError with ${kind} is 500 with nothing of it, and is reported once`, async (t) => {
+    const lines = stderr(t);
+    await using server = await serve(throwing(404, detail, { headers }));
+    const response = await fetch(server.url);
+    assert.deepEqual([response.status, await response.json()], internal);
+    assert.deepEqual([response.headers.get('x-reason'), response.headers.get('set-cookie')], [null, null]);
+    assert.equal(lines.length, 1);
+    assert.match(lines[0] ?? '', /^GET \/ failed: TypeError/);
+  });
+}
+
+/* Overrides */
+
+const named = (name: string): Dependency<string> => depends(() => name);
+const around = (name: string, inside: Dependency<string>): Dependency<string> =>
+  depends({ inside }, ({ inside }) => `${name}(${inside})`);
+
+test('an override replaces a dependency wherever it is declared, in its app alone; the last one counts', async () => {
+  let calls = 0;
+  const database = depends({ url: query('database') }, ({ url }) => { calls += 1; return url; });
+  const deps = { database, inner: around('inner', database) };
+  await using server = await serve([get('/', deps, (values) => values)]);
+  await using other = await serve([get('/', deps, (values) => values)]);
+  server.app.override(database, named('fake'));
+  assert.deepEqual(await answer(server), [200, { database: 'fake', inner: 'inner(fake)' }]);
+  assert.equal(calls, 0);
+  assert.deepEqual(await answer(other, '/?database=real'), [200, { database: 'real', inner: 'inner(real)' }]);
+  server.app.override(database, named('newer'));
+  assert.deepEqual(await answer(server), [200, { database: 'newer', inner: 'inner(newer)' }]);
+});
+
+test('undone, an override replaces nothing any more, and leaves the others alone', async () => {
+  const [database, mailer] = [named('database'), named('mailer')];
+  const deps = { database, mailer, inner: around('inner', database) };
+  await using server = await serve([get('/', deps, (values) => values)]);
+  const undo = server.app.override(database, named('fake'));
+  server.app.override(mailer, named('fake'));
+  assert.equal(undo(), undefined);
+  assert.deepEqual(await answer(server), [200, { database: 'database', mailer: 'fake', inner: 'inner(database)' }]);
+});
+
+test('inside its replacement a dependency means the original, also further in: it can be wrapped', async () => {
+  const user = named('user');
+  const deps = { user, inner: around('inner', user) };
+  await using server = await serve([get('/', deps, (values) => values)]);
+  server.app.override(user, around('outer', around('wrapper', user)));
+  assert.deepEqual(await answer(server),
+    [200, { user: 'outer(wrapper(user))', inner: 'inner(outer(wrapper(user)))' }]);
+});
+
+test('two overrides that refer to each other end', async () => {
+  const [a, b] = [named('a'), named('b')];
+  await using wrapped = await serve([get('/', { a, b }, (values) => values)]);
+  wrapped.app.override(a, around('not a', b));
+  wrapped.app.override(b, around('not b', a));
+  assert.deepEqual((await answer(wrapped, '/'))[1], { a: 'not a(not b(a))', b: 'not b(a)' });
+  await using swapped = await serve([get('/', { a, b }, (values) => values)]);
+  swapped.app.override(a, b);
+  swapped.app.override(b, a);
+  assert.deepEqual(await answer(swapped), [200, { a: 'b', b: 'a' }]);
+});
+
+test('an override is one step: of a → b and b → c, a gives b', async () => {
+  const [a, b, c] = [named('a'), named('b'), named('c')];
+  await using server = await serve([get('/', { a, b, c }, (values) => values)]);
+  server.app.override(a, b);
+  server.app.override(b, c);
+  assert.deepEqual(await answer(server), [200, { a: 'b', b: 'c', c: 'c' }]);
+});
+
+test('a replacement is resolved once per request, and its generator is unwound', async () => {
+  const log: string[] = [];
+  const original = named('original');
+  const fake = syncGenerator('fake', log);
+  const deps = { original, inner: around('inner', original), fake };
+  await using server = await serve([get('/', deps, (values) => values)]);
+  server.app.override(original, fake);
+  assert.deepEqual(await answer(server), [200, { original: 'fake', inner: 'inner(fake)', fake: 'fake' }]);
+  await server.app.idle();
+  assert.deepEqual(log, ['enter fake', 'exit fake']);
+});
+
+test('what a replacement throws is the answer, and the dependency is replaced in the next request, too', async () => {
+  const guard = named('open');
+  await using server = await serve([get('/', { guard }, ({ guard }) => guard)]);
+  server.app.override(guard, depends({ q: query('q') }, ({ q }) => { throw new HTTPError(403, q); }));
+  for (const round of [1, 2]) assert.deepEqual(await answer(server, `/?q=${round}`), [403, { detail: `${round}` }]);
+  assert.deepEqual(await answer(server), rejection(missing('query', 'q')));
+});
+
+test('built-in dependencies can be replaced', async () => {
+  const [name, id, token, order] = [query('name'), path('id'), header('token'), body(strings('item'))];
+  const deps = { name, id, token, order, request, tasks: backgroundTasks };
+  await using server = await serve([post('/:id', deps, ({ request, tasks, ...values }) => {
+    tasks.addTask(() => assert.fail('a queue that nobody runs'));
+    return { ...values, method: request.method };
+  })]);
+  const { app } = server;
+  const queue = new BackgroundTasks();
+  app.override(name, named('name'));
+  app.override(id, named('id'));
+  app.override(token, named('token'));
+  app.override(order, depends(() => ({ item: 'tea' })));
+  app.override(request, depends(() => Object.assign(new IncomingMessage(new Socket()), { method: 'FAKE' })));
+  app.override(backgroundTasks, depends(() => queue));
+  assert.deepEqual(await answer(server, '/1', { method: 'POST' }),
+    [200, { name: 'name', id: 'id', token: 'token', order: { item: 'tea' }, method: 'FAKE' }]);
+  await app.idle();
+  assert.equal(queue.unfinished.length, 1);
+});
+
+test('a replacement with a path() that the route lacks is 422', async () => {
+  const item = named('item');
+  await using server = await serve([get('/', { item }, ({ item }) => item)]);
+  server.app.override(item, path('id'));
+  assert.deepEqual(await answer(server), rejection(missing('path', 'id')));
+});
+
+/* What is refused */
+
+test('depends() refuses what is no function, and says what it got', () => {
+  for (const wrong of [undefined, 1, 'call', { deps: {} }, named('a')]) {
+    const message = new RegExp(`^Expected .*function, got ${typeof wrong}`);
+    assert.throws(() => depends(wrong as never), { name: 'TypeError', message });
+    assert.throws(() => depends({}, wrong as never), { name: 'TypeError', message });
+  }
+});
+
+test('what is declared and is no dependency is refused at once, by its name', () => {
+  for (const wrong of [() => 'a plain function', undefined, null, 'text', {}, query]) {
+    const deps = { fine: query('q'), database: wrong } as unknown as Dependencies;
+    const expected = { name: 'TypeError', message: /`database` to be a dependency.*depends\(\)/ };
+    assert.throws(() => depends(deps, () => {}), expected);
+    assert.throws(() => get('/', deps, () => {}), expected);
+  }
+});
+
+for (const [kind, wrong] of [
+  ['query()', query('q', {} as StandardSchema<string>)], ['header()', header('host', {} as StandardSchema<string>)],
+  ['body()', body({} as StandardSchema<string>)], ['body() without one', body(undefined as never)],
+] as [string, Dependency<unknown>][]) {
+  test(`a schema that is none, in ${kind}, is 500 and a TypeError on stderr`, async (t) => {
+    const lines = stderr(t);
+    const routes = [post('/', { wrong }, () => assert.fail('unreachable'))];
+    assert.deepEqual(await answerOf(routes, '/?q=1', json({})), internal);
+    assert.equal(lines.length, 1);
+    assert.match(lines[0] ?? '', /^POST \/\?q=1 failed: TypeError/);
+  });
+}
