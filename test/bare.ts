@@ -5,7 +5,8 @@ import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 
 const [folder = '.'] = process.argv.slice(2);
-const server = spawn(process.execPath, ['server.ts', '--port', '0'], { cwd: folder, stdio: ['ignore', 'pipe', 'inherit'] });
+const args = ['server.ts', '--port', '0'];
+const server = spawn(process.execPath, args, { cwd: folder, stdio: ['ignore', 'pipe', 'inherit'] });
 const exited = once(server, 'exit');
 try {
   const [line] = await Promise.race([once(createInterface(server.stdout), 'line'), exited]) as [string];

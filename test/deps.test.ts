@@ -107,10 +107,12 @@ test('10 a dependency that is reached by several paths is resolved, and adds its
 });
 
 test('10 a dependency whose value is undefined is resolved once, too', async () => {
-  let calls = 0;
-  const nothing = depends(() => { calls += 1; });
-  await answerOf([get('/', { nothing, again: nothing, inner: depends({ nothing }, () => {}) }, () => {})]);
-  assert.equal(calls, 1);
+  const log: string[] = [];
+  const nothing = depends(() => void log.push('call'));
+  const validated = query('q', schema(() => { log.push('schema'); return { value: undefined }; }));
+  const inner = depends({ nothing, validated }, () => {});
+  await answerOf([get('/', { nothing, validated, inner }, () => {})]);
+  assert.deepEqual(log, ['call', 'schema']);
 });
 
 test('10 a second depends() of the same function is resolved separately', async () => {
@@ -138,7 +140,7 @@ test('10 the handler and all dependencies share one queue, in which the tasks of
   assert.deepEqual(log, ['inner', 'outer', 'second', 'handler']);
 });
 
-test('10 two interleaved requests have separate queues', async () => {
+test('10 two interleaved requests have separate queues', within, async () => {
   const log: string[] = [];
   const [entered, held, done] = [gate(), gate(), gate()];
   const named = depends({ name: query('name'), tasks: backgroundTasks }, ({ name, tasks }) => {
@@ -218,7 +220,7 @@ const makings = Object.entries({
 });
 
 for (const [kind, making] of makings) {
-  test(`10 ${kind} provides what it yields; it is unwound after the last task, the last one first`, async () => {
+  test(`10 ${kind} provides what it yields, and is unwound after the last task, the last first`, within, async () => {
     const log: string[] = [];
     const [started, held] = [gate(), gate()];
     const outer = making('outer', log);
@@ -280,7 +282,7 @@ test('10 a generator outside one that swallows may throw an error of its own, wh
     [418, { detail: "I'm a Teapot" }]);
 });
 
-test('10 the error is thrown in before the error response is sent', async () => {
+test('10 the error is thrown in before the error response is sent', within, async () => {
   const [caught, held] = [gate(), gate()];
   const slow = depends(async function* () {
     try { yield; } finally { await (caught.open(), held); }
@@ -329,7 +331,7 @@ for (const [kind, making] of makings.slice(0, 2)) {
   });
 }
 
-test('10 a client that leaves in the middle of its body has an error thrown in, too', async () => {
+test('10 a client that leaves in the middle of its body has an error thrown in, too', within, async () => {
   const log: string[] = [];
   const entered = gate();
   const deps = { session: syncGenerator('session', log), entered: depends(() => entered.open()), body: body(anything) };
@@ -616,7 +618,7 @@ test('a query parameter is decoded, and of duplicates the last one counts', asyn
     [200, { q: '안 1+1?\ufffd', 'a b': 'c=d' }]);
 });
 
-test('a header is found in any case, and of duplicates the last one counts', async () => {
+test('a header is found in any case, and of duplicates the last one counts', within, async () => {
   const deps = { token: header('X-Token'), agent: header('user-agent'), length: header('Content-Length', null) };
   await using server = await serve([get('/', deps, (values) => values)]);
   using client = await rawClient(server.port);
@@ -624,7 +626,7 @@ test('a header is found in any case, and of duplicates the last one counts', asy
   assert.match(await client.until('}'), /\{"token":"2","agent":"b","length":null\}/);
 });
 
-test('`__proto__` and `constructor` are plain data in a query and in headers, there or not', async () => {
+test('`__proto__` and `constructor` are plain data in a query and in headers, there or not', within, async () => {
   const deps = (parameter: typeof query): Dependencies => ({
     proto: parameter('__proto__', null), ctor: parameter('constructor', null), other: parameter('toString', null),
   });
@@ -783,14 +785,17 @@ for (const [kind, ...lines] of [
 ] as [string, ...string[]][]) {
   test(`a body over bodyLimit is 413 where ${kind}; the connection is closed (fact 7.11)`, within, async () => {
     const log: string[] = [];
-    const deps = { q: query('q'), value: body(anything), late: depends(() => log.push('late')) };
+    const session = depends({ request }, function* ({ request }) {
+      try { yield; } finally { log.push(`${request.method} is still connected: ${!request.socket.destroyed}`); }
+    });
+    const deps = { session, q: query('q'), value: body(anything), late: depends(() => log.push('late')) };
     await using server = await serve([post('/', deps, () => log.push('handler'))], { bodyLimit: 10 });
     using client = await rawClient(server.port);
     client.send('POST / HTTP/1.1', 'host: a', 'content-type: application/json', ...lines); // and no more of it
     const received = await client.closed;
     assert.match(received, /^HTTP\/1.1 413 [^]*\{"detail":"[^"]+ Too Large"\}$/);
     assert.match(received, /\r\nconnection: close\r\n/i);
-    assert.deepEqual(log, []);
+    assert.deepEqual(log, ['POST is still connected: true']);
   });
 }
 
@@ -804,7 +809,7 @@ test('a body of exactly bodyLimit bytes is accepted, in chunks too, and its conn
   assert.doesNotMatch(await client.until('"12345678"', 2), /connection: close/i);
 });
 
-test('bodyLimit is 1 MiB unless told otherwise', async () => {
+test('bodyLimit is 1 MiB unless told otherwise', within, async () => {
   await using server = await serve([post('/', { value: body(anything) }, ({ value }) => String(value).length)]);
   assert.deepEqual(await answer(server, '/', json('a'.repeat(2 ** 20 - 2))), [200, 2 ** 20 - 2]);
   using client = await rawClient(server.port);

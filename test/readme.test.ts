@@ -19,13 +19,15 @@ before(async () => {
   folder = await mkdtemp(join(tmpdir(), 'response-first-'));
   await writeFile(join(folder, 'package.json'), '{"type":"module"}');
   for (const file of ['background.ts', 'deps.ts', 'server.ts']) await cp(join(root, file), join(folder, file));
-  for (const [, name = '', code = ''] of readme.matchAll(/```ts\n\/\/ (\S+)\n(.*?)```/gs)) await writeFile(join(folder, name), code);
+  const programs = readme.matchAll(/```ts\n\/\/ (\S+)\n(.*?)```/gs);
+  for (const [, name = '', code = ''] of programs) await writeFile(join(folder, name), code);
 });
 after(() => rm(folder, { recursive: true }));
 
 /** Each test gets an app of its own: a query makes a module be loaded anew. */
 async function load<T extends object>(name: string, t: TestContext): Promise<T & { default: App; url: string }> {
-  const module = await import(`${pathToFileURL(join(folder, name)).href}?${encodeURIComponent(t.name)}`) as T & { default: App };
+  const address = `${pathToFileURL(join(folder, name)).href}?${encodeURIComponent(t.name)}`;
+  const module = await import(address) as T & { default: App };
   const { url } = await module.default.listen({ port: 0 });
   t.after(() => module.default.close());
   return { ...module, url };
