@@ -175,14 +175,15 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
   async function pipe(stream: ReadableStream, res: ServerResponse, done: Promise<void>): Promise<void> {
     const reader = stream.getReader();
-    done.then(() => reader.cancel()).catch(() => {}); // the client has left, or all is sent
+    const over = new AbortController();
+    done.then(() => { over.abort(); return reader.cancel(); }).catch(() => {}); // the client has left, or all is sent
     try {
       for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
-        if (!res.write(chunk.value)) await Promise.race([once(res, 'drain'), done]); // 7.15: it may never drain
+        if (!res.write(chunk.value)) await once(res, 'drain', over); // 7.15: it may never drain
       }
       res.end();
     } catch (error) {
-      report(`The response to ${res.req.method} ${res.req.url} broke off:`, error);
+      if (!over.signal.aborted) report(`The response to ${res.req.method} ${res.req.url} broke off:`, error);
       res.destroy();
     }
   }

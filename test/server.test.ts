@@ -750,7 +750,8 @@ test('8 the tasks of a pipelined second request run in its own context, and so d
   const storage = new AsyncLocalStorage<string>();
   const held = gate();
   const leave = (tasks: BackgroundTasks): void => {
-    tasks.addTask(() => log.write(`task in ${storage.getStore()}`));
+    storage.run(`that of addTask in ${storage.getStore()}`, () =>
+      tasks.addTask(() => log.write(`task in ${storage.getStore()}`)));
     tasks.addTask(async () => { await new Promise(setImmediate); throw new Error('expected'); });
     tasks.addTask(() => log.write(`last in ${storage.getStore()}`));
   };
@@ -767,7 +768,7 @@ test('8 the tasks of a pipelined second request run in its own context, and so d
   await app.idle();
   for (const which of ['/first', '/second']) {
     assert.deepEqual(log.entries.filter((entry) => entry.endsWith(which)),
-      [`task in ${which}`, `error in ${which}`, `last in ${which}`]);
+      [`task in that of addTask in ${which}`, `error in ${which}`, `last in ${which}`]);
   }
 });
 
@@ -784,8 +785,7 @@ test('2,000 requests on one connection leave no listener behind (fact 7.14)', as
     await app.idle();
   }
   agent.destroy();
-  assert.equal(counts.at(-1), counts[1]);
-  assert.equal(new Set(counts).size, 2, 'the two kinds of response');
+  assert.deepEqual([...new Set(counts)], ['firstsecond', counts[1]]);
 });
 
 // ---- the app ----
