@@ -99,7 +99,7 @@ async function readJson(scope: Scope): Promise<unknown> {
   const bytes = await readBody(scope.request, scope.app.bodyLimit);
   if (bytes.length === 0) return scope.missing('body');
   if (!/^application\/([^;\s]+\+)?json\s*(;|$)/i.test(scope.request.headers['content-type'] ?? '')) {
-    return scope.reject(NO_MODEL[0], ['body'], NO_MODEL[1], bytes.toString());
+    return scope.reject(MODEL[0], ['body'], MODEL[1], bytes.toString());
   }
   if (!isUtf8(bytes)) throw new HTTPError(400, UNREADABLE);
   try {
@@ -127,7 +127,7 @@ async function readBody(request: IncomingMessage, limit: number): Promise<Buffer
 }
 
 const UNREADABLE = 'There was an error parsing the body';
-const NO_MODEL = ['model_attributes_type', 'Input should be a valid dictionary or object to extract fields from'] as const;
+const MODEL = ['model_attributes_type', 'Input should be a valid dictionary or object to extract fields from'] as const;
 
 /** A validator by the Standard Schema v1 interface, as zod, valibot and arktype have it. Source: standardschema.dev. */
 export interface StandardSchema<out T> {
@@ -148,7 +148,7 @@ export function strings<K extends string>(...keys: K[]): StandardSchema<Record<K
   const issue = (type: string, message: string, input: unknown, ...path: K[]): Issue =>
     ({ message, path, [ours]: { type, input } });
   const validate = (input: unknown): Result<Record<K, string>> => {
-    if (Object(input) !== input || Array.isArray(input)) return { issues: [issue(...NO_MODEL, input)] };
+    if (Object(input) !== input || Array.isArray(input)) return { issues: [issue(...MODEL, input)] };
     const members = new Map<string, unknown>(Object.entries(input as object));
     const issues = keys.filter((key) => typeof members.get(key) !== 'string').map((key) => members.has(key)
       ? issue('string_type', 'Input should be a valid string', members.get(key), key)
