@@ -63,7 +63,7 @@ export class BackgroundTasks {
 
   /** Closes the queue: what has not started never will. Returns that; `:dropped` publishes each with the `reason`. */
   discard(reason: string): readonly TaskInfo[] {
-    const dropped = this.#closed ? [] : this.unfinished.slice(this.#count.started - this.#count.finished);
+    const dropped = this.#tasks.splice(this.#count.started).map(({ info }) => info);
     this.#closed ??= `were discarded: ${reason}`;
     for (const info of dropped) publish('dropped', info, { reason });
     return dropped;

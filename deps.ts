@@ -72,7 +72,8 @@ export interface Parameter {
  */
 export const query = parameter('query', (scope, name) => scope.query.getAll(name).at(-1));
 /** A request header, in the forms of {@link query}. */
-export const header = parameter('header', (scope, name) => scope.request.headersDistinct[name.toLowerCase()]?.at(-1));
+export const header = parameter('header', ({ request: { rawHeaders } }, name) =>
+  rawHeaders.findLast((_, at) => at % 2 === 1 && rawHeaders[at - 1]?.toLowerCase() === name.toLowerCase()));
 
 function parameter(source: string, read: (scope: Scope, name: string) => string | undefined): Parameter {
   return (name: string, rule?: string | null | StandardSchema<unknown>): Dependency<never> => {
@@ -103,8 +104,7 @@ async function readJson(scope: Scope): Promise<unknown> {
   }
   if (!isUtf8(bytes)) throw new HTTPError(400, UNREADABLE);
   try {
-    const value: unknown = JSON.parse(bytes.toString());
-    return value ?? scope.missing('body');
+    return (JSON.parse(bytes.toString()) as unknown) ?? scope.missing('body');
   } catch (error) {
     return scope.reject('json_invalid', ['body'], 'JSON decode error', {}, { error: (error as Error).message });
   }
@@ -272,8 +272,8 @@ export class Scope {
     const result = call(values);
     if (!types.isGeneratorObject(result)) return result;
     const { value, done } = await result.next();
-    if (done) throw new Error(`Expected ${call.name} to yield one value, but it returned without.`);
-    this.#suspended.unshift({ name: `clean-up of ${call.name}`, generator: result });
+    if (done) throw new Error(`Expected ${call.name || 'a dependency'} to yield one value, but it returned without.`);
+    this.#suspended.unshift({ name: `clean-up of ${call.name || 'a dependency'}`, generator: result });
     return value;
   }
 
@@ -288,7 +288,7 @@ export class Scope {
   }
 
   /** Before the error response: throws `error` in at each `yield`, the last one first. Returns what is left of it. */
-  async unwindAfter(error: unknown): Promise<unknown> {
+  async unwindAfter(error: unknown): Promise<{ left: unknown }> {
     let thrown: { error: unknown } | undefined = { error };
     for (const { name, generator } of this.#suspended) {
       try {
@@ -299,7 +299,7 @@ export class Scope {
         thrown = { error: error = next };
       }
     }
-    return error;
+    return { left: error }; // in an object: what was thrown may be a thenable
   }
 }
 

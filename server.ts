@@ -59,7 +59,7 @@ export interface AppOptions extends Omit<BackgroundTasksOptions, 'request'> {
   readonly bodyLimit?: number;
   /** How long `close()` waits for responses and tasks, in ms (30 000); connections have half of it. */
   readonly drainTimeoutMs?: number;
-  /** How long a client may take nothing of a response that waits for it, in ms (30 000); then it counts as gone. */
+  /** How long a client may neither take of a response that waits for it nor send, in ms (30 000); then it is gone. */
   readonly stallTimeoutMs?: number;
 }
 
@@ -77,7 +77,7 @@ export interface App {
   idle(): Promise<void>;
   /** The requests that have arrived and whose last task has not ended. */
   readonly pending: number;
-  /** Puts `replacement` in the place of `dependency`, as FastAPI's `dependency_overrides`; returns what undoes it. */
+  /** Puts `replacement` in the place of `dependency`, as FastAPI's `dependency_overrides`; returns what removes it. */
   override<T>(dependency: Dependency<T>, replacement: Dependency<NoInfer<T>>): () => void;
 }
 
@@ -129,7 +129,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
       scope.parameters = parameters;
       return send(res, await handler(await scope.resolve(inputs)));
     } catch (error) {
-      const left = await scope.unwindAfter(error);
+      const { left } = await scope.unwindAfter(error);
       scope.tasks.discard('the handler or a dependency threw');
       return refuse(res, left);
     }
@@ -202,7 +202,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   /** 7: the first half of the time is for the responses, the other one for the tasks of those that had to be cut. */
   async function drain(): Promise<{ unfinished: string[] }> {
     const closed = server && once(net.Server.prototype.close.call(server), 'close'); // 7.5: http's own cuts responses
-    for (const [socket, { responses }] of connections) if (responses === 0) socket.destroySoon();
+    if (server) for (const [socket, { responses }] of connections) if (responses === 0) socket.destroySoon();
     const timers = [setTimeout(disconnect, drainTimeoutMs / 2)]; // 7.6: they hold the process too
     const expired = new Promise((resolve) => timers.push(setTimeout(resolve, drainTimeoutMs)));
     await Promise.race([Promise.resolve(closed).then(idle), expired]);
@@ -213,15 +213,16 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
       return names.length > 0 ? names : [`${request.method} ${request.url}`];
     });
     for (const name of unfinished) report(`Unfinished at the end of drainTimeoutMs: ${name}`);
-    disconnect();
+    if (unfinished.length > 0) disconnect();
+    server?.close(); // ends the interval by which http looks for timeouts, and would hold the server
     return { unfinished };
   }
 
   return {
-    listener: (request, res) => void serve(request, res),
+    listener: serve,
     async listen({ port = 8000, host = '127.0.0.1' } = {}) {
       if (server || closing) throw new Error('Expected listen() to be called once, and before close().');
-      server = http.createServer(this.listener).on('connection', connect).listen(port, host);
+      server = http.createServer(serve).on('connection', connect).listen(port, host);
       await Promise.race([once(server, 'listening'), once(server, 'close')]);
       if (closing) throw new Error('Expected close() to be called after listen() had ended.');
       const { address, family, port: bound } = server.address() as AddressInfo;
@@ -262,7 +263,7 @@ function routeTree(routes: readonly Route[]): Node {
 /** @throws HTTPError 400 for a path that is not percent-encoded UTF-8, 404, or 405 with the methods that there are. */
 function find(root: Node, scope: Scope): Route {
   const { method = '', url = '' } = scope.request;
-  const [path = ''] = (url.startsWith('/') ? url : url.replace(/^[a-z][a-z\d+.-]*:\/\/[^/?]*/i, '')).split('?', 1);
+  const [path = ''] = (url.startsWith('/') ? url : url.replace(/^[a-z][a-z\d+.-]*:\/\/[^/?]*\/?/i, '/')).split('?', 1);
   try {
     const segments = path.split('/').slice(1); // split before it is decoded: %2F is data
     scope.segments = path.includes('%') ? segments.map(decodeURIComponent) : segments;
@@ -314,10 +315,9 @@ async function main(): Promise<void> {
   if (!app?.listen || !app.idle) return exit(1, `Expected ${fileURLToPath(file)} to default-export an app.`);
   process.on('unhandledRejection', (error) => report('Unhandled rejection:', error)); // 7.7
   const { url } = await app.listen({ port, host }).catch((error: Error) => exit(1, error.message));
-  let stopping = false;
+  let signals = 0;
   const stop = async (_signal: string, number: number): Promise<void> => {
-    if (stopping) process.exit(128 + number);
-    stopping = true;
+    if (signals++ > 0) process.exit(128 + number);
     process.exit((await app.close()).unfinished.length > 0 ? 1 : 0);
   };
   process.on('SIGINT', stop).on('SIGTERM', stop);

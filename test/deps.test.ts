@@ -703,7 +703,6 @@ for (const [kind, init, ...errors] of [
   ['an array', json([]), { ...NO_MODEL, input: [] }],
   ['a string', json('tea'), { ...NO_MODEL, input: 'tea' }],
   ['false', json(false), { ...NO_MODEL, input: false }],
-  ['null', json(null), missing('body')],
   ['an empty body', sent('', 'application/json'), missing('body')],
   ['an empty body without a content type', { method: 'POST' }, missing('body')],
   ['a body of text/plain', sent('{"item":"tea"}', 'text/plain'), { ...NO_MODEL, input: '{"item":"tea"}' }],
@@ -714,6 +713,10 @@ for (const [kind, init, ...errors] of [
     assert.deepEqual(await answerOf(orders, '/', init), rejection(...errors));
   });
 }
+
+test('`null` is a missing body', async () => {
+  assert.deepEqual(await answerOf(orders, '/', json(null)), rejection(missing('body')));
+});
 
 test('a JSON content type may have parameters, a suffix `+json`, and any case', async () => {
   await using server = await serve([post('/', { value: body(anything) }, ({ value }) => value)]);
@@ -1064,3 +1067,19 @@ for (const [kind, wrong] of [
     assert.match(lines[0] ?? '', /^POST \/\?q=1 failed: TypeError/);
   });
 }
+
+test('a thrown thenable is an error like any other, and is not awaited (fact 7.8)', async (t) => {
+  t.mock.method(console, 'error', () => {});
+  const never = { then: (): void => {} };
+  const rejecting = { then: (_: unknown, reject: (error: Error) => void): void => reject(new Error('thrown')) };
+  await using server = await serve([...Object.entries({ never, rejecting }).map(([name, thrown]) =>
+    get(`/${name}`, () => { throw thrown; }))]);
+  for (const name of ['never', 'rejecting']) assert.equal((await fetch(`${server.url}/${name}`)).status, 500);
+});
+
+test('an anonymous generator that never yields is named in the report all the same', async (t) => {
+  const report = t.mock.method(console, 'error', () => {});
+  await using server = await serve([get('/', { none: depends(function* () {}) }, () => {})]);
+  assert.equal((await fetch(server.url)).status, 500);
+  assert.match(String(report.mock.calls[0]?.arguments[2]), /Expected a dependency to yield one value/);
+});

@@ -1240,3 +1240,31 @@ for (const [kind, status, lines] of [
     assert.equal(server.app.pending, 0);
   });
 }
+
+test('a request target in absolute form without a path is that of the root (RFC 9112, 3.2.2)', async () => {
+  await using server = await serve([get('/', { q: query('q', '') }, ({ q }) => `root ${q}`)]);
+  using client = await rawClient(server.port);
+  client.send('GET http://a HTTP/1.1', 'host: a', '', '', 'GET http://a?q=1 HTTP/1.1', 'host: a', 'connection: close', '', '');
+  assert.match(await client.closed, /"root "[^]*"root 1"/);
+});
+
+test('close() leaves a response of its host alone, on a connection that both have used', async (t) => {
+  const held = gate();
+  const app = createApp([get('/ours', () => 'ours')]);
+  const started = gate();
+  const host = http.createServer((req, res) => {
+    if (req.url === '/ours') return app.listener(req, res);
+    started.open();
+    void held.then(() => res.end('of the host'));
+  }).listen(0, '127.0.0.1');
+  await once(host, 'listening');
+  t.after(() => host.close());
+  using client = await rawClient((host.address() as AddressInfo).port);
+  client.send('GET /ours HTTP/1.1', 'host: a', '', '');
+  await client.until('"ours"');
+  client.send('GET /theirs HTTP/1.1', 'host: a', '', '');
+  await started;
+  await app.close();
+  held.open();
+  await client.until('of the host');
+});
