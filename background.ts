@@ -99,7 +99,7 @@ export class BackgroundTasks {
   }
 }
 
-/** 7.8: any thenable is awaited, and in the context of the task; a plain value costs no turn. */
+/** 7.8: every thenable is awaited, and in the context of the task; a plain value costs no turn. */
 function call({ fn, args }: Task): Promise<unknown> | undefined {
   const result = fn(...args);
   return typeof result === 'object' || typeof result === 'function' ? Promise.resolve(result) : undefined;
