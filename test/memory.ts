@@ -1,7 +1,7 @@
 /**
  * Whether memory stays flat: `node --expose-gc --import tsx test/memory.ts [requests]`, 200,000 by default, with three
- * tasks each, one of ten failing, on keep-alive connections. Exits with 1 if the heap after collection grew by more than
- * a tenth between the first quarter and the end, or a task was lost.
+ * tasks each, one of ten failing, on keep-alive connections. Exits with 1 if the heap after collection grew by more
+ * than a tenth between the first quarter and the end, or a task was lost.
  */
 import http from 'node:http';
 import { backgroundTasks, createApp, post, query } from '../server.ts';
