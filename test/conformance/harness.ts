@@ -1,0 +1,109 @@
+/** The callback server: each task and checkpoint of a plan calls it, and is held until a step of the case answers. */
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import http, { type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+
+/** What a case did not get: the message of its verdict. */
+export class Failure extends Error {}
+
+/** Waits for `promise`, at most `ms`. The one timer of the suite: it turns a hang into a verdict. */
+export async function within<T>(ms: number, what: string, promise: Promise<T>): Promise<T> {
+  const { promise: deadline, reject } = withResolvers<never>();
+  const timer = setTimeout(() => reject(new Failure(`${what}: nothing within ${ms} ms`)), ms); // the deadline
+  return Promise.race([promise, deadline]).finally(() => clearTimeout(timer));
+}
+
+interface Resolvers<T> { promise: Promise<T>; resolve: (value: T) => void; reject: (error: Error) => void }
+
+/** `Promise.withResolvers`, which Node 20 does not have. */
+export function withResolvers<T = void>(): Resolvers<T> {
+  let resolve!: Resolvers<T>['resolve'];
+  let reject!: Resolvers<T>['reject'];
+  const promise = new Promise<T>((...both) => { [resolve, reject] = both; });
+  return { promise, resolve, reject };
+}
+
+/** The callbacks of one plan. */
+export class Callbacks {
+  /** The address that the plan carries. */
+  readonly url: string;
+  /** The names, in the order in which they arrived. */
+  readonly arrived: string[] = [];
+  /** The texts that failures were answered with; each is unique. */
+  readonly failures = new Map<string, string>();
+  readonly #held = new Map<string, ServerResponse>();
+  readonly #waiting = new Set<() => void>();
+  #ended = false;
+
+  constructor(url: string) { this.url = url; }
+
+  /** The names that arrived and were not answered. */
+  get held(): string[] { return [...this.#held.keys()]; }
+
+  /** Resolves when `found` holds; it is asked now, and after each call. */
+  until(found: () => boolean): Promise<void> {
+    return new Promise((resolve) => {
+      const look = (): void => { if (found() && this.#waiting.delete(look)) resolve(); };
+      this.#waiting.add(look);
+      look();
+    });
+  }
+
+  /** Answers a held call. @throws Failure if it is not held. */
+  answer(name: string, status: number): void {
+    const response = this.#held.get(name);
+    if (!response) throw new Failure(`${name} is not being held`);
+    this.#held.delete(name);
+    const text = status === 200 ? '' : `failure ${randomBytes(6).toString('hex')}`;
+    if (text) this.failures.set(name, text);
+    response.writeHead(status, { connection: 'close', 'content-length': text.length }).end(text);
+  }
+
+  /** Answers what is held, and whatever still comes, so that nothing of this plan outlives its case. */
+  end(): void {
+    this.#ended = true;
+    for (const name of this.held) this.answer(name, 200);
+  }
+
+  /** @internal */
+  receive(name: string, response: ServerResponse): void {
+    const isFirst = !this.arrived.includes(name);
+    this.arrived.push(name);
+    this.#held.set(name, response);
+    if (this.#ended || !isFirst) this.answer(name, 200);
+    for (const look of this.#waiting) look();
+  }
+}
+
+export interface Harness {
+  /** Makes the callbacks of a plan. */
+  plan(): Callbacks;
+  close(): void;
+}
+
+/** Starts the callback server on a free port of 127.0.0.1. */
+export async function startHarness(): Promise<Harness> {
+  const plans = new Map<string, Callbacks>();
+  const secret = randomBytes(4).toString('hex');
+  const server = http.createServer({ requestTimeout: 0 }, (request, response) => {
+    const [, token, number, name, ...more] = (request.url ?? '').split('/').map(decodeURIComponent);
+    const callbacks = plans.get(`${token}/${number}`);
+    if (request.method === 'POST' && callbacks && name && more.length === 0) callbacks.receive(name, response);
+    else response.writeHead(404, { connection: 'close' }).end('no such plan');
+  });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const { port } = server.address() as AddressInfo;
+  return {
+    plan() {
+      const key = `${secret}/${plans.size + 1}`;
+      const callbacks = new Callbacks(`http://127.0.0.1:${port}/${key}`);
+      plans.set(key, callbacks);
+      return callbacks;
+    },
+    close() {
+      server.close();
+      server.closeAllConnections();
+    },
+  };
+}
