@@ -105,7 +105,8 @@ async function child(name: string, batches: number): Promise<void> {
     : (await import('./servers/response-first.ts')).app.listener;
   const sockets = Array.from({ length: CONNECTIONS }, () => new FakeSocket());
   await measure(listener, 1, sockets);
-  const head = new Map(Array.isArray(sent.head) ? pairs(sent.head) : Object.entries<unknown>({ ...sent.head as object }));
+  const raw = sent.head;
+  const head = new Map(Array.isArray(raw) ? pairs(raw) : Object.entries<unknown>({ ...raw as object }));
   const seen = [sent.status, head.get('content-type'), head.get('content-length'), sent.body, lastLine()].join(' | ');
   const expected = '200 | application/json | 35 | {"message":"주문 완료: 한글"} | 알림 발송: 한글';
   if (seen !== expected) throw new Error(`Expected ${expected} of ${name}, got ${seen}.`);
