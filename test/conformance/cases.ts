@@ -29,7 +29,11 @@ export interface Case extends Omit<Clause, 'cases'> {
 type TaskForm = string | { readonly id: string; readonly kind?: 'async' | 'sync'; readonly adds?: readonly TaskForm[] };
 type PlanForm = { readonly [Key in 'sub' | 'dependency' | 'handler']?: readonly TaskForm[] }
   & Partial<Pick<Plan, 'checkpoints' | 'status' | 'size' | 'stream'>>;
-export type Send = PlanForm & { readonly as?: string; readonly method?: 'HEAD'; readonly connection?: 'closing' | 'kept' | 'pipelined' };
+export type Send = PlanForm & {
+  readonly as?: string;
+  readonly method?: 'HEAD';
+  readonly connection?: 'closing' | 'kept' | 'pipelined';
+};
 
 /** Names of tasks and checkpoints; or a list of them for each value of the clause's dialect. */
 export type Names = readonly string[] | Readonly<Record<string, readonly string[]>>;
@@ -63,7 +67,8 @@ export function clauseFiles(): Map<string, string> {
 export function parseClause(file: string, text: string): Clause {
   const value: unknown = JSON.parse(text);
   const found = problems(value, schema);
-  if (found.length > 0) throw new Error(`${file} is no valid case file:\n${found.map((each) => `  ${each}`).join('\n')}`);
+  const list = found.map((each) => `  ${each}`).join('\n');
+  if (list) throw new Error(`${file} is no valid case file:\n${list}`);
   return value as Clause;
 }
 
@@ -71,7 +76,8 @@ export const allClauses = (): Clause[] => [...clauseFiles()].map(([file, text]) 
 
 /** Every case, in the order of its number. */
 export function allCases(): Case[] {
-  return allClauses().flatMap(({ cases, ...clause }) => cases.map((each) => ({ ...clause, statement: clause.title, needs: [], ...each })));
+  return allClauses().flatMap(({ cases, ...clause }) =>
+    cases.map((each) => ({ ...clause, statement: clause.title, needs: [], ...each })));
 }
 
 /** The plan that a `send` stands for. */

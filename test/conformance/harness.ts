@@ -8,9 +8,11 @@ import type { AddressInfo } from 'node:net';
 export class Failure extends Error {}
 
 /** Waits for `promise`, at most `ms`. The one timer of the suite: it turns a hang into a verdict. */
-export async function within<T>(ms: number, what: string, promise: Promise<T>): Promise<T> {
+export async function within<T>(ms: number, what: string | (() => string), promise: Promise<T>): Promise<T> {
   const { promise: deadline, reject } = withResolvers<never>();
-  const timer = setTimeout(() => reject(new Failure(`${what}: nothing within ${ms} ms`)), ms); // the deadline
+  const late = (): void =>
+    reject(new Failure(`${typeof what === 'string' ? what : what()} did not come within ${ms} ms`));
+  const timer = setTimeout(late, ms); // the deadline
   return Promise.race([promise, deadline]).finally(() => clearTimeout(timer));
 }
 
@@ -32,6 +34,8 @@ export class Callbacks {
   readonly arrived: string[] = [];
   /** The texts that failures were answered with; each is unique. */
   readonly failures = new Map<string, string>();
+  /** Calls that are none, because they are no POST to a name. */
+  readonly refused: string[] = [];
   readonly #held = new Map<string, ServerResponse>();
   readonly #waiting = new Set<() => void>();
   #ended = false;
@@ -57,7 +61,7 @@ export class Callbacks {
     this.#held.delete(name);
     const text = status === 200 ? '' : `failure ${randomBytes(6).toString('hex')}`;
     if (text) this.failures.set(name, text);
-    response.writeHead(status, { connection: 'close', 'content-length': text.length }).end(text);
+    reply(response, status, text);
   }
 
   /** Answers what is held, and whatever still comes, so that nothing of this plan outlives its case. */
@@ -68,33 +72,50 @@ export class Callbacks {
 
   /** @internal */
   receive(name: string, response: ServerResponse): void {
-    const isFirst = !this.arrived.includes(name);
+    const again = this.arrived.includes(name);
     this.arrived.push(name);
-    this.#held.set(name, response);
-    if (this.#ended || !isFirst) this.answer(name, 200);
+    if (this.#ended || again) reply(response, 200);
+    else this.#held.set(name, response);
+    for (const look of this.#waiting) look();
+  }
+
+  /** @internal */
+  refuse(call: string, response: ServerResponse): void {
+    this.refused.push(call);
+    reply(response, 404, `${call} is no call: a call is POST {callback}/{name}`);
     for (const look of this.#waiting) look();
   }
 }
 
+const reply = (response: ServerResponse, status: number, text = ''): void =>
+  void response.writeHead(status, { connection: 'close', 'content-length': Buffer.byteLength(text) }).end(text);
+
 export interface Harness {
   /** Makes the callbacks of a plan. */
   plan(): Callbacks;
+  /** Requests that belong to no plan. */
+  readonly strays: readonly string[];
   close(): void;
 }
 
 /** Starts the callback server on a free port of 127.0.0.1. */
 export async function startHarness(): Promise<Harness> {
   const plans = new Map<string, Callbacks>();
+  const strays: string[] = [];
   const secret = randomBytes(4).toString('hex');
   const server = http.createServer({ requestTimeout: 0 }, (request, response) => {
-    const [, token, number, name, ...more] = (request.url ?? '').split('/').map(decodeURIComponent);
+    const { method, url = '' } = request;
+    const [, token, number, name, ...more] = url.split('/');
     const callbacks = plans.get(`${token}/${number}`);
-    if (request.method === 'POST' && callbacks && name && more.length === 0) callbacks.receive(name, response);
-    else response.writeHead(404, { connection: 'close' }).end('no such plan');
+    if (callbacks && method === 'POST' && name && more.length === 0) return callbacks.receive(name, response);
+    if (callbacks) return callbacks.refuse(`${method} ${url}`, response);
+    strays.push(`${method} ${url}`);
+    reply(response, 404, `${method} ${url} belongs to no plan`);
   });
   await once(server.listen(0, '127.0.0.1'), 'listening');
   const { port } = server.address() as AddressInfo;
   return {
+    strays,
     plan() {
       const key = `${secret}/${plans.size + 1}`;
       const callbacks = new Callbacks(`http://127.0.0.1:${port}/${key}`);

@@ -1,8 +1,8 @@
 /** The runner: plays the cases against a target, one verb after another, and gives a verdict for each. */
-import type { Plan } from '../../fixtures/conformance/callback.ts';
+import type { Plan, Task } from '../../fixtures/conformance/callback.ts';
 import { allCases, planOf, type Case, type Level, type Names, type Send, type Step } from './cases.ts';
-import { exchange, getText, keep, RawConnection, type Exchange } from './client.ts';
-import { Failure, startHarness, within, type Callbacks, type Harness } from './harness.ts';
+import { exchange, getText, keep, RawConnection, type Answer, type Exchange, type Method } from './client.ts';
+import { Failure, startHarness, within, withResolvers, type Callbacks, type Harness } from './harness.ts';
 import { CAPABILITIES, Target, type Preflight } from './target.ts';
 
 export interface ConformanceOptions {
@@ -14,6 +14,8 @@ export interface ConformanceOptions {
   readonly cwd?: string;
   /** How long a step waits before it is a failure, in ms (10 000). */
   readonly deadlineMs?: number;
+  /** How long the command has until it listens, in ms (120 000). */
+  readonly startDeadlineMs?: number;
   /** How often each case is played (1); the first failure is the verdict. */
   readonly repeat?: number;
 }
@@ -58,10 +60,16 @@ export async function* conformance(options: ConformanceOptions): AsyncGenerator<
   }
 }
 
-/** Starts the target, if there is a command, and asks for its preflight. */
+/**
+ * Starts the target, if there is a command, asks for its preflight, and sends it an empty plan.
+ * @throws Failure in one sentence, as {@link conformance}.
+ */
 export async function openSession(options: ConformanceOptions): Promise<Session> {
   const { deadlineMs = 10_000, repeat = 1 } = options;
-  const target = new Target({ ...options, url: new URL(options.url).origin, deadlineMs });
+  for (const [name, value] of Object.entries({ deadlineMs, repeat })) {
+    if (!Number.isInteger(value) || value < 1) throw new Failure(`Expected \`${name}\` to be 1 or more, got ${value}.`);
+  }
+  const target = new Target({ ...options, deadlineMs });
   const harness = await startHarness();
   const played: { id: string; plans: Iterable<Callbacks>; counts: number[] }[] = [];
   const close = async (): Promise<void> => { harness.close(); await target.stop(); };
@@ -73,6 +81,7 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
     if (others.some(({ instance }) => instance !== preflight.instance)) {
       throw new Failure(`${target.url} is more than one process (two instances answered): run one worker`);
     }
+    await tryOut(target, harness, deadlineMs);
     const late = (): string[] => played.flatMap(({ id, plans, counts }) => [...plans].flatMap(({ arrived }, place) =>
       arrived.slice(counts[place]).map((name) => `${name} called back after case ${id} had passed`)));
     return { preflight, run, close, get late() { return late(); } };
@@ -91,11 +100,12 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
           if (time >= repeat) return { ...base, status: 'pass', ...(observed && { observed }) };
         } catch (error) {
           if (!(error instanceof Failure)) throw error;
-          const { transcript, curl, observed } = play;
+          const { transcript, curl } = play;
+          const observed = await play.other();
           return { ...base, status: 'fail', reason: error.message, transcript, curl, ...(observed && { observed }) };
         } finally {
           const plans = play.end();
-          played.push({ id, plans, counts: plans.map(({ arrived }) => arrived.length) });
+          if (play.passed) played.push({ id, plans, counts: plans.map(({ arrived }) => arrived.length) });
           if (each.tag === 'process') await target.stop();
         }
       }
@@ -106,33 +116,75 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
   }
 }
 
+/** One plan without a task, so that an address that is no adapter fails here, and not in each case. @throws Failure */
+async function tryOut(target: Target, harness: Harness, deadlineMs: number): Promise<void> {
+  const callbacks = harness.plan();
+  callbacks.end();
+  const plan = planOf({}, callbacks.url);
+  const { answer, leave } = exchange(target.url, 'POST', plan);
+  try {
+    const wrong = mismatch(await within(deadlineMs, `the response to POST ${target.url}/run`, answer), plan);
+    if (wrong) throw new Failure(wrong);
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    throw new Failure(`An empty plan is not answered as fixtures/conformance/README.md has it: ${error.message}`);
+  } finally {
+    leave('close');
+  }
+}
+
 /** Why a case cannot be played against this target. */
 function lacking({ needs, tag }: Case, { capabilities, dialects }: Preflight, canRestart: boolean): string | undefined {
   if (tag === 'process' && !canRestart) return 'needs the command that starts the target';
-  if (needs.includes('serial') && dialects['concurrency'] !== 'serial') return 'the target runs the tasks of a request at the same time, as it declares';
-  if (needs.includes('after') && dialects['cleanUp'] === 'before') return 'the target cleans up before the tasks, as it declares';
+  if (needs.includes('serial') && dialects['concurrency'] !== 'serial') {
+    return 'the target runs the tasks of a request at the same time, as it declares';
+  }
+  if (needs.includes('after') && dialects['cleanUp'] === 'before') {
+    return 'the target cleans up before the tasks, as it declares';
+  }
   const missing = needs.find((need) => CAPABILITIES.includes(need) && !capabilities.includes(need));
   return missing && `the target does not have the capability \`${missing}\``;
 }
 
-interface Sent { readonly plan: Plan; readonly callbacks: Callbacks; readonly exchange: Exchange }
+/** What of a response is not as the plan has it. */
+function mismatch({ status, mark, body }: Answer, plan: Plan, method = 'POST'): string | undefined {
+  const got = body && ` with ${JSON.stringify(body.slice(0, 80))}`;
+  if (status !== plan.status) return `expected the status ${plan.status}, got ${status}${got}`;
+  if (mark !== 'kept') return `expected the header x-plan: kept, got ${mark ?? `none (status ${status}${got})`}`;
+  const size = method === 'HEAD' ? 0 : plan.size;
+  if (body === 'x'.repeat(size)) return undefined;
+  return `expected a body of ${size} bytes 'x', got ${body.length} bytes: ${JSON.stringify(body.slice(0, 80))}`;
+}
+
+interface Sent {
+  readonly plan: Plan;
+  readonly method: Method;
+  readonly callbacks: Callbacks;
+  readonly exchange: Exchange;
+  /** False once a step had the client leave, or made the handler throw: its response may then be any. */
+  undisturbed: boolean;
+}
 
 /** One case being played. */
 class Play {
   readonly transcript: string[] = [];
-  #observed: { readonly declared: string; readonly other: string } | undefined;
+  passed = false;
   curl = '';
+  /** Of a dialect's step that is being played: what the target declares, the other value, and its names. */
+  #choice: { readonly other: string; readonly names: readonly string[]; readonly all: readonly string[] } | undefined;
+  #observed: string | undefined;
   readonly #case: Case;
   readonly #target: Target;
   readonly #harness: Harness;
   readonly #preflight: Preflight;
   readonly #deadlineMs: number;
   readonly #sent = new Map<string, Sent>();
-  readonly #fences: Callbacks[] = [];
+  readonly #fences: { callbacks: Callbacks; exchange: Exchange }[] = [];
   readonly #kept = keep();
   #raw: RawConnection | undefined;
   readonly #expected = new Set<string>();
   readonly #instance: () => string;
+  readonly #strays: number;
 
   constructor(each: Case, target: Target, harness: Harness, preflight: Preflight, deadlineMs: number,
     instance: () => string) {
@@ -142,6 +194,7 @@ class Play {
     this.#preflight = preflight;
     this.#deadlineMs = deadlineMs;
     this.#instance = instance;
+    this.#strays = harness.strays.length;
   }
 
   /** Plays all steps. Returns the value of the dialect that was seen. @throws Failure */
@@ -150,28 +203,45 @@ class Play {
       const [[verb, argument]] = Object.entries(step) as [[string, unknown]];
       const line = `${verb} ${JSON.stringify(argument)}`;
       this.transcript.push(line);
+      this.#choice = undefined;
       try {
         await this.#step(step);
+        this.#odd();
       } catch (error) {
         if (!(error instanceof Failure)) throw error;
+        const [stray] = this.#harness.strays.slice(this.#strays);
+        if (stray) error.message += `; the harness got ${stray}, which is no POST {callback}/{name} of a plan`;
         this.transcript.push(`  ${error.message}`);
         throw error;
       }
-      this.#twice();
     }
-    return this.#observed?.declared;
+    this.passed = true;
+    return this.#observed;
   }
 
-  /** After a failure: the value of the dialect that was seen. */
-  get observed(): string | undefined { return this.#observed?.other; }
+  /**
+   * After a failure: the other value of the dialect, if that is what was seen: the calls that came are how it begins,
+   * and the target serves on.
+   */
+  async other(): Promise<string | undefined> {
+    const choice = this.#choice;
+    if (!choice) return undefined;
+    const arrived = [...this.#sent].flatMap(([as, { callbacks }]) => callbacks.arrived.map((id) => label(as, id)))
+      .filter((name) => choice.all.includes(name));
+    if (arrived.some((name, place) => name !== choice.names[place])) return undefined;
+    return this.#fence(1).then(() => choice.other, () => undefined);
+  }
 
   /** Lets go of everything: what is held is answered, connections are closed. */
   end(): Callbacks[] {
-    const plans = [...[...this.#sent.values()].map(({ callbacks }) => callbacks), ...this.#fences];
-    for (const callbacks of plans) callbacks.end();
+    const sent = [...this.#sent.values(), ...this.#fences];
+    for (const { callbacks, exchange } of sent) {
+      callbacks.end();
+      exchange.leave('close');
+    }
     this.#kept.agent.destroy();
     this.#raw?.close();
-    return plans;
+    return sent.map(({ callbacks }) => callbacks);
   }
 
   #step(step: Step): Promise<void> | void {
@@ -189,47 +259,42 @@ class Play {
     return this.#stderr(step.stderr);
   }
 
-  #send({ as = 'a', method, connection, ...form }: Send): void {
+  #send({ as = 'a', method: verb, connection, ...form }: Send): void {
+    const method: Method = verb ?? 'POST';
     const callbacks = this.#harness.plan();
     const plan = planOf(form, callbacks.url);
     const { url } = this.#target;
-    this.curl ||= curlLine(url, method ?? 'POST', plan);
+    this.curl ||= curlLine(url, method, plan);
+    let exchanged: Exchange;
     if (connection === 'pipelined' || connection === 'closing') {
       const last = connection === 'closing' || this.#raw !== undefined;
       this.#raw ??= new RawConnection(url);
-      this.#sent.set(as, { plan, callbacks, exchange: this.#raw.send(plan, last) });
+      exchanged = this.#raw.send(plan, last);
     } else {
-      const kept = connection === 'kept' ? this.#kept : undefined;
-      this.#sent.set(as, { plan, callbacks, exchange: exchange(url, method ?? 'POST', plan, kept) });
+      exchanged = exchange(url, method, plan, connection === 'kept' ? this.#kept : undefined);
     }
+    this.#sent.set(as, { plan, method, callbacks, exchange: exchanged, undisturbed: true });
   }
 
   async #response({ of = 'a', status }: { of?: string; status?: number }): Promise<void> {
-    const { plan, exchange } = this.#of(of);
-    const answer = await this.#within(`the response to ${of}`, exchange.answer);
-    if (answer.status !== (status ?? plan.status)) {
-      throw new Failure(`expected the status ${status ?? plan.status}, got ${answer.status}`);
-    }
-    if (status !== undefined) return;
-    if (answer.mark !== 'kept') throw new Failure(`expected the header x-plan: kept, got ${answer.mark ?? 'none'}`);
-    const isHead = this.#case.needs.includes('head');
-    const body = 'x'.repeat(isHead ? 0 : plan.size);
-    if (answer.body !== body) {
-      throw new Failure(`expected a body of ${body.length} bytes 'x', got ${answer.body.length} bytes: ${answer.body.slice(0, 80)}`);
-    }
+    const { plan, method, exchange } = this.#of(of);
+    const what = (): string => `the whole response to ${of} (${exchange.seen} so far)`;
+    const answer = await this.#within(what, exchange.answer);
+    const wrong = mismatch(answer, { ...plan, status: status ?? plan.status }, method);
+    if (wrong && (status === undefined || answer.status !== status)) throw new Failure(wrong);
   }
 
   async #arrive(names: Names): Promise<void> {
     for (const name of this.#declared(names)) {
       this.#expected.add(name);
       const { callbacks, id } = this.#find(name);
-      await this.#within(`the call of ${name}`, callbacks.until(() => callbacks.arrived.includes(id)));
+      await this.#within(() => `the call of ${name}`, this.#until(callbacks, () => callbacks.arrived.includes(id)));
     }
   }
 
   async #absent(names: Names): Promise<void> {
     await this.#fence();
-    const early = this.#declared(names).find((name) => {
+    const early = this.#declared(names, true).find((name) => {
       const { callbacks, id } = this.#find(name);
       return callbacks.arrived.includes(id);
     });
@@ -237,7 +302,8 @@ class Play {
   }
 
   #answer(name: string, status: number): void {
-    const { callbacks, id } = this.#find(name);
+    const { sent, callbacks, id } = this.#find(name);
+    if (status !== 200 && CHECKPOINTS.includes(id)) sent.undisturbed = false;
     callbacks.answer(id, status);
   }
 
@@ -248,7 +314,9 @@ class Play {
   }
 
   async #disconnect({ of = 'a', how = 'close' }: { of?: string; how?: 'close' | 'reset' }): Promise<void> {
-    this.#of(of).exchange.leave(how);
+    const sent = this.#of(of);
+    sent.undisturbed = false;
+    sent.exchange.leave(how);
     await this.#fence(); // so that the target has had occasion to notice
   }
 
@@ -260,7 +328,7 @@ class Play {
       const isThere = (): boolean => callbacks.arrived.includes(id);
       const early = (): string | undefined => (this.#preflight.dialects['concurrency'] === 'serial'
         ? this.#held().find((other) => !this.#expected.has(other)) : undefined);
-      await this.#within(`the call of ${name}`, callbacks.until(() => isThere() || early() !== undefined));
+      await this.#within(() => `the call of ${name}`, this.#until(callbacks, () => isThere() || early() !== undefined));
       const other = early();
       const state = isThere() ? 'is still running' : 'has not called yet';
       if (other) throw new Failure(`${other} has called, and ${name}, which comes before it, ${state}`);
@@ -274,15 +342,20 @@ class Play {
 
   async #terminate(signal: NodeJS.Signals): Promise<void> {
     this.#target.signal(signal);
-    // Until it accepts no more; a server that still does has had occasion to notice the signal (a connect alone proves nothing).
-    const served = (): Promise<boolean> => getText(`${this.#target.url}/`).then(() => true, () => false);
-    for (let look = 0; look < 20 && await this.#within('an answer, or a refusal', served(), true); look += 1);
+    // Until it accepts no more; a server that still does has had occasion to notice (a connect alone proves nothing).
+    const leave = new AbortController();
+    const served = (): Promise<boolean> => getText(`${this.#target.url}/`, leave.signal).then(() => true, () => false);
+    try {
+      for (let look = 0; look < 20 && await this.#within(() => 'an answer, or a refusal,', served(), true); look += 1);
+    } finally {
+      leave.abort();
+    }
   }
 
   async #exited({ code }: { code?: number }): Promise<void> {
     const { exited } = this.#target;
     if (!exited) throw new Failure('the target was not started by the suite');
-    const end = await this.#within('the end of the process', exited, true);
+    const end = await this.#within(() => 'the end of the process', exited, true);
     if (code !== undefined && end.code !== code) {
       throw new Failure(`expected the exit code ${code}, got ${end.code ?? `the signal ${end.signal}`}`);
     }
@@ -295,30 +368,35 @@ class Play {
       const { callbacks, id } = this.#find(name);
       const text = callbacks.failures.get(id) ?? '';
       const found = (): boolean => this.#target.stderr.includes(text);
-      await this.#within(`the report of ${name} ('${text}') on stderr`, this.#target.onStderr(found));
+      await this.#within(() => `the report of ${name} ('${text}') on stderr`, this.#target.onStderr(found));
     }
   }
 
-  /** Requests without a meaning, one after another, each with a task. What was to come before has come, if it ever does. */
+  /**
+   * Requests without a meaning, one after another, each with a task. What was to come before has come, if it ever does.
+   */
   async #fence(times = FENCE): Promise<void> {
     for (let time = 0; time < times; time += 1) {
       const callbacks = this.#harness.plan();
-      this.#fences.push(callbacks);
       const plan = planOf({ handler: ['fence'] }, callbacks.url);
-      const { answer } = exchange(this.#target.url, 'POST', plan);
-      const { status } = await this.#within('the response to another request', answer);
+      const sent = exchange(this.#target.url, 'POST', plan);
+      this.#fences.push({ callbacks, exchange: sent });
+      const { status } = await this.#within(() => `the response to another request (${sent.seen} so far)`, sent.answer);
       if (status !== 200) throw new Failure(`another request was answered with ${status}`);
-      await this.#within('the task of another request', callbacks.until(() => callbacks.arrived.length > 0));
+      const arrived = callbacks.until(() => callbacks.arrived.includes('fence'));
+      await this.#within(() => 'the task of another request', arrived);
       callbacks.answer('fence', 200);
     }
   }
 
-  /** The names for the value that the target declares. Until all steps are done, another one is what was seen. */
-  #declared(names: Names): readonly string[] {
+  /** The names for the value that the target declares; `absence` turns what they mean. */
+  #declared(names: Names, absence = false): readonly string[] {
     if (Array.isArray(names)) return names;
     const lists = names as Readonly<Record<string, readonly string[]>>;
     const declared = this.#preflight.dialects[this.#case.dialect ?? ''] ?? '';
-    this.#observed = { declared, other: Object.keys(lists).find((value) => value !== declared) ?? '' };
+    const other = Object.keys(lists).find((value) => value !== declared) ?? '';
+    this.#observed = declared;
+    this.#choice = { other, names: lists[absence ? declared : other] ?? [], all: Object.values(lists).flat() };
     return lists[declared] ?? [];
   }
 
@@ -326,12 +404,33 @@ class Play {
     return [...this.#sent].flatMap(([as, { callbacks }]) => callbacks.held.map((id) => label(as, id)));
   }
 
-  /** A task or checkpoint that called more than once. @throws Failure */
-  #twice(): void {
-    for (const [as, { callbacks: { arrived } }] of this.#sent) {
+  /** A call that no plan has: of another name, a second time, or no POST. @throws Failure */
+  #odd(): void {
+    for (const [as, { plan, callbacks: { arrived, refused } }] of this.#sent) {
+      const of = as === 'a' ? '' : ` of ${as}`;
+      const unknown = arrived.find((id) => !namesOf(plan).has(id));
+      if (unknown !== undefined) throw new Failure(`called back '${unknown}', which the plan${of} does not have`);
       const again = arrived.find((id, place) => arrived.indexOf(id) < place);
       if (again) throw new Failure(`${label(as, again)} called a second time`);
+      if (refused[0]) throw new Failure(`called back with ${refused[0]}: a call is POST {callback}/{name}`);
     }
+  }
+
+  /** Until `found` holds. @throws Failure at a call that no plan has, and at a response that is not the plan's. */
+  async #until(callbacks: Callbacks, found: () => boolean): Promise<void> {
+    const wrong = withResolvers<never>();
+    let failure: unknown;
+    const look = (): boolean => {
+      try { this.#odd(); } catch (error) { failure = error; }
+      return failure !== undefined || found();
+    };
+    for (const sent of this.#sent.values()) {
+      sent.exchange.answer.then((answer) => mismatch(answer, sent.plan, sent.method), (error: Error) => error.message)
+        .then((message) => { if (message && sent.undisturbed) wrong.reject(new Failure(message)); });
+    }
+    wrong.promise.catch(() => {});
+    await Promise.race([callbacks.until(look), wrong.promise]);
+    if (failure) throw failure;
   }
 
   #of(as: string): Sent {
@@ -340,21 +439,30 @@ class Play {
     return sent;
   }
 
-  #find(name: string): { callbacks: Callbacks; id: string } {
+  #find(name: string): { sent: Sent; callbacks: Callbacks; id: string } {
     const [, as = 'a', id = ''] = /^(?:([a-z]):)?(.*)$/.exec(name) ?? [];
-    return { callbacks: this.#of(as).callbacks, id };
+    const sent = this.#of(as);
+    return { sent, callbacks: sent.callbacks, id };
   }
 
   /** Waits at most the deadline; a target that dies meanwhile is a failure at once. */
-  async #within<T>(what: string, promise: Promise<T>, ending = false): Promise<T> {
+  async #within<T>(what: () => string, promise: Promise<T>, ending = false): Promise<T> {
     const { exited } = this.#target;
     if (!exited || ending) return within(this.#deadlineMs, what, promise);
     const died = exited.then(({ code, signal }): never => {
-      throw new Failure(`${what} did not come: the process ended (${signal ?? `exit code ${code}`})`);
+      throw new Failure(`${what()} did not come: the process ended (${signal ?? `exit code ${code}`})`);
     });
     died.catch(() => {});
     return within(this.#deadlineMs, what, Promise.race([promise, died]));
   }
+}
+
+const CHECKPOINTS: readonly string[] = ['enter', 'exit', 'handler', 'chunk'];
+
+/** Every name that a plan lets the target call. */
+function namesOf({ sub, dependency, handler, checkpoints }: Plan): Set<string> {
+  const ids = (tasks: readonly Task[]): string[] => tasks.flatMap(({ id, adds }) => [id, ...ids(adds)]);
+  return new Set([...ids([...sub, ...dependency, ...handler]), ...checkpoints]);
 }
 
 const label = (as: string, id: string): string => (as === 'a' ? id : `${as}:${id}`);

@@ -33,9 +33,10 @@ const CHECKS: Readonly<Record<string, Check>> = {
   const: (value, rule, { at }) => (value === rule ? [] : [`${at}: expected ${show(rule)}, got ${show(value)}`]),
   enum: (value, rule, { at }) =>
     ((rule as unknown[]).includes(value) ? [] : [`${at}: expected one of ${show(rule)}, got ${show(value)}`]),
-  pattern: (value, rule, { at }) =>
-    (typeof value !== 'string' || new RegExp(`${rule}`, 'u').test(value) ? [] : [`${at}: '${value}' does not match ${rule}`]),
-  minimum: (value, rule, { at }) => (Number(value) < Number(rule) ? [`${at}: expected ${rule} or more, got ${value}`] : []),
+  pattern: (value, rule, { at }) => (typeof value !== 'string' || new RegExp(`${rule}`, 'u').test(value)
+    ? [] : [`${at}: '${value}' does not match ${rule}`]),
+  minimum: (value, rule, { at }) =>
+    (Number(value) < Number(rule) ? [`${at}: expected ${rule} or more, got ${value}`] : []),
   minItems: (value, rule, { at }) =>
     (Array.isArray(value) && value.length < Number(rule) ? [`${at}: expected ${rule} or more items`] : []),
   minProperties: (value, rule, { at }) =>
@@ -54,6 +55,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
       : problems((value as Members)[name], rule as Schema, root, `${at}/${name}`))),
   anyOf: (value, rule, { root, at }) => {
     const tries = (rule as Schema[]).map((each) => problems(value, each, root, at));
-    return tries.some((found) => found.length === 0) ? [] : [`${at}: none of the forms fits: ${tries.flat().join('; ')}`];
+    if (tries.some((found) => found.length === 0)) return [];
+    return [`${at}: none of the forms fits: ${tries.flat().join('; ')}`];
   },
 };

@@ -2,7 +2,7 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import net from 'node:net';
-import { getText } from './client.ts';
+import { addressOf, getText } from './client.ts';
 import { Failure, within } from './harness.ts';
 
 export interface TargetOptions {
@@ -12,6 +12,8 @@ export interface TargetOptions {
   readonly command?: string;
   readonly cwd?: string;
   readonly deadlineMs: number;
+  /** How long the command has until it listens, in ms (120 000). */
+  readonly startDeadlineMs?: number;
 }
 
 /** What `GET /` answers. */
@@ -43,31 +45,61 @@ export class Target {
   /** True while the process is there and no case has ended it. */
   running = false;
 
-  constructor(options: TargetOptions) { this.#options = options; }
+  constructor(options: TargetOptions) { this.#options = { ...options, url: originOf(options.url) }; }
 
   get url(): string { return this.#options.url; }
   get canRestart(): boolean { return this.#options.command !== undefined; }
 
   /** Starts the command, where it is not running, and waits until the address accepts a connection. True if it did. */
   async start(): Promise<boolean> {
-    const { url, command, cwd, deadlineMs } = this.#options;
-    if (!command || this.running) return false;
-    const { port, hostname } = new URL(url);
-    if (await accepts(url)) throw new Failure(`${url} is in use already; is an old target still running?`);
-    const started = spawn(`exec ${command}`, {
-      cwd, shell: true, detached: true, env: { ...process.env, PORT: port, HOST: hostname }, stdio: ['ignore', 'ignore', 'pipe'],
+    const { url, command, cwd, startDeadlineMs = 120_000 } = this.#options;
+    if (!command) return false;
+    if (this.#isOver) await this.exited;
+    if (this.running) return false;
+    if (await within(startDeadlineMs, `a connection to ${url}, or its refusal,`, accepts(url))) {
+      throw new Failure(
+        `${url} is in use before \`${command}\` has started: end what listens there, or choose another port`);
+    }
+    const { host, port } = addressOf(url);
+    const started = spawn(shellLine(command), {
+      cwd, shell: true, detached: true, env: { ...process.env, PORT: `${port}`, HOST: host },
+      stdio: ['ignore', 'ignore', 'pipe'],
     });
     this.#process = started;
     this.stderr = '';
     this.running = true;
     started.stderr.setEncoding('utf8').on('data', (text: string) => { this.stderr += text; });
-    this.exited = once(started, 'close').then(([code, signal]) => { this.running = false; return { code, signal }; });
+    this.exited = once(started, 'close').then(([code, signal]) => ({ code, signal }), (error: Error) => {
+      this.stderr += error.message; // the shell was not started, e.g. as the folder is not there
+      return { code: null, signal: null };
+    }).finally(() => { this.running = false; });
     const accepting = async (): Promise<void> => {
       while (this.running && !await accepts(url)) await pause();
-      if (!this.running) throw new Failure(`\`${command}\` ended before it listened on ${url}: ${this.stderr.trim().slice(-600)}`);
+      if (this.running) return;
+      const end = await this.exited;
+      const how = end?.signal ?? `exit code ${end?.code ?? 'unknown'}`;
+      throw new Failure(`\`${command}\` ended (${how}) before it listened on ${url}; ${this.#lastWords}`);
     };
-    await within(Math.max(deadlineMs, 120_000), `${url} after \`${command}\``, accepting());
+    try {
+      await within(startDeadlineMs, `a server on ${url}, as \`${command}\` should start it,`, accepting());
+    } catch (error) {
+      const { running } = this;
+      await this.stop();
+      if (running && error instanceof Failure) error.message += `; ${this.#lastWords}`;
+      throw error;
+    }
     return true;
+  }
+
+  /** True from the end of the process on; `running` ends a little later, with its stderr. */
+  get #isOver(): boolean {
+    const { exitCode = null, signalCode = null } = this.#process ?? {};
+    return exitCode !== null || signalCode !== null;
+  }
+
+  get #lastWords(): string {
+    const text = this.stderr.trim();
+    return text ? `its stderr: ${text.slice(-600)}` : 'it wrote nothing to stderr';
   }
 
   /** Resolves when `found` holds of what stderr has. */
@@ -88,6 +120,7 @@ export class Target {
   async stop(): Promise<void> {
     if (!this.#process?.pid) return;
     try { process.kill(-this.#process.pid, 'SIGKILL'); } catch { /* it is over, with its group */ }
+    this.#process.stderr?.destroy(); // a process that has left the group may hold it
     await this.exited;
     this.#process = undefined;
   }
@@ -96,35 +129,50 @@ export class Target {
   async preflight(): Promise<Preflight> {
     const { url, deadlineMs } = this.#options;
     const asked = `GET ${url}/`;
-    const { status, text } = await within(deadlineMs, asked, getText(url)).catch((error: Error) => {
-      throw error instanceof Failure ? error : new Failure(`${asked} failed: ${error.message || error}. Is the target running there?`);
-    });
-    const expected = 'expected the preflight of the contract, as fixtures/conformance/README.md has it';
-    if (status !== 200) throw new Failure(`${asked} answered ${status}; ${expected}`);
-    const wrong = (what: string): Failure => new Failure(`${asked} answered ${text.slice(0, 200)}; ${expected}: ${what}`);
+    const leave = new AbortController();
+    const answered = getText(`${url}/`, leave.signal);
+    const { status, text } = await within(deadlineMs, `the answer to ${asked}`, answered).catch((error: Failure) => {
+      throw new Failure(`${error.message}. Is the target running there, and is it the only one?`);
+    }).finally(() => leave.abort());
+    const got = JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text);
+    const failure = (what: string): Failure =>
+      new Failure(`${asked} answered ${status} ${got}, not the preflight of fixtures/conformance/README.md: ${what}`);
+    const wrong = (key: string, expected: string, value: unknown): Failure =>
+      failure(`expected \`${key}\` to be ${expected}, got ${JSON.stringify(value)}`);
+    if (status !== 200) throw failure('expected the status 200');
     let answer: Partial<Preflight> | null;
-    try { answer = JSON.parse(text); } catch { throw wrong('it is not JSON'); }
+    try { answer = JSON.parse(text); } catch { throw failure('expected JSON'); }
     const { contract, name, version, instance, capabilities, dialects } = answer ?? {};
-    if (contract !== 1) throw wrong(`\`contract\` is ${JSON.stringify(contract)}, this suite speaks contract 1`);
+    if (contract !== 1) throw wrong('contract', '1', contract);
     for (const [key, value] of Object.entries({ name, version, instance })) {
-      if (typeof value !== 'string' || value === '') throw wrong(`\`${key}\` is no text`);
+      if (typeof value !== 'string' || value === '') throw wrong(key, 'a text', value);
     }
-    if (!Array.isArray(capabilities)) throw wrong('`capabilities` is no list');
+    if (!Array.isArray(capabilities)) throw wrong('capabilities', 'a list', capabilities);
     const unknown = capabilities.find((each) => !CAPABILITIES.includes(each));
-    if (unknown !== undefined) throw wrong(`it has no capability \`${unknown}\`, but ${CAPABILITIES.join(', ')}`);
+    if (unknown !== undefined) throw wrong('capabilities', `of ${CAPABILITIES.join(', ')}`, unknown);
     for (const [dialect, { values, needs }] of Object.entries(DIALECTS)) {
       const value = dialects?.[dialect];
       if (value === undefined && needs && !capabilities.includes(needs)) continue;
-      if (!values.includes(`${value}`)) throw wrong(`\`dialects.${dialect}\` is ${JSON.stringify(value)}, not ${values.join(' or ')}`);
+      if (!value || !values.includes(value)) throw wrong(`dialects.${dialect}`, values.join(' or '), value);
     }
     return answer as Preflight;
   }
 }
 
+/** The address without a path. @throws Failure if it has one, or is no address. */
+function originOf(url: string): string {
+  const { protocol, pathname, search, origin } = URL.canParse(url) ? new URL(url) : {};
+  if (protocol === 'http:' && pathname === '/' && search === '') return `${origin}`;
+  throw new Failure(`Expected the target's address to be like http://127.0.0.1:9000, without a path, got '${url}'.`);
+}
+
+/** The command, so that the shell becomes its process; what is set before it (`A=b node app.js`) stays before. */
+const shellLine = (command: string): string =>
+  command.replace(/^\s*(?:\w+=(?:"[^"]*"|'[^']*'|[^\s"'])*\s+)*/, (before) => `${before}exec `);
+
 /** Whether a connection to `url` is accepted. */
 async function accepts(url: string): Promise<boolean> {
-  const { hostname, port } = new URL(url);
-  const socket = net.connect(Number(port), hostname);
+  const socket = net.connect(addressOf(url));
   try {
     await once(socket, 'connect');
     return true;
