@@ -1,0 +1,141 @@
+/** What core.ts and growth.ts share: requests and responses without a network, and a clock around them. */
+import { spawn } from 'node:child_process';
+import { EventEmitter, once } from 'node:events';
+import { IncomingMessage, type ServerResponse } from 'node:http';
+import { text } from 'node:stream/consumers';
+import { counts } from './servers/work.ts';
+
+export type Listener = (req: IncomingMessage, res: ServerResponse) => void;
+
+const HEADERS = { host: '127.0.0.1:9000' };
+const RAW_HEADERS = ['Host', '127.0.0.1:9000'];
+
+/** A socket that takes every byte at once. */
+export class FakeSocket extends EventEmitter {
+  readonly destroyed = false;
+  readonly writable = true;
+  readonly writableLength = 0;
+  destroy(): void { throw new Error('Expected the socket to be kept.'); }
+  destroySoon(): void { this.destroy(); }
+  setTimeout(): this { return this; }
+}
+
+/** A POST without a body. */
+export class FakeRequest extends EventEmitter {
+  readonly method = 'POST';
+  readonly url: string;
+  readonly httpVersion = '1.1';
+  readonly httpVersionMajor = 1;
+  readonly httpVersionMinor = 1;
+  readonly headers = HEADERS;
+  readonly rawHeaders = RAW_HEADERS;
+  readonly complete = true;
+  readonly readableDidRead = false;
+  readonly socket: FakeSocket;
+  constructor(url: string, socket: FakeSocket) {
+    super();
+    this.url = url;
+    this.socket = socket;
+  }
+  resume(): this { return this; }
+}
+
+/** A POST with a body of JSON, in chunks as they come from the network: Node's own class, without its parser. */
+export function requestWithBody(url: string, body: Buffer, socket: FakeSocket): IncomingMessage {
+  const req = new IncomingMessage(socket as never);
+  const headers = { 'content-type': 'application/json', 'content-length': `${body.length}` };
+  Object.assign(req, { method: 'POST', url, headers, rawHeaders: Object.entries(headers).flat(), complete: true });
+  for (let at = 0; at < body.length; at += 65_536) req.push(body.subarray(at, at + 65_536));
+  req.push(null);
+  return req;
+}
+
+/** What the last response was made of. */
+export const sent: { status: number; head: unknown; body: string } = { status: 0, head: {}, body: '' };
+
+/** As Node 24 has it: `writableFinished` turns true, and 'finish' is emitted, after the current tick. */
+class FakeResponse extends EventEmitter {
+  readonly req: unknown;
+  readonly socket: FakeSocket;
+  statusCode = 200;
+  headersSent = false;
+  writableEnded = false;
+  writableFinished = false;
+  readonly destroyed = false;
+  constructor(req: unknown, socket: FakeSocket) {
+    super();
+    this.req = req;
+    this.socket = socket;
+  }
+  writeHead(status: number, reason?: unknown, headers?: unknown): this {
+    this.statusCode = status;
+    this.headersSent = true;
+    sent.head = headers ?? reason;
+    return this;
+  }
+  end(body: string): this {
+    sent.status = this.statusCode;
+    sent.body = body;
+    this.writableEnded = true;
+    process.nextTick(finish, this);
+    return this;
+  }
+  setTimeout(): this { return this; }
+}
+
+function finish(res: FakeResponse): void {
+  res.writableFinished = true;
+  res.emit('finish');
+}
+
+/** A listener, the requests for it, and how many tasks each of them has. */
+export interface Subject {
+  readonly listener: Listener;
+  readonly request: (socket: FakeSocket) => FakeRequest | IncomingMessage;
+  readonly tasks: number;
+  /** How many requests are in the air at once. */
+  readonly connections: number;
+}
+
+/** The ns of a request, over `requests` of them; every task must have run. */
+async function batch({ listener, request, tasks }: Subject, requests: number, sockets: FakeSocket[]): Promise<number> {
+  const target = counts.executed + tasks * requests;
+  const begin = process.hrtime.bigint();
+  for (let left = requests; left > 0; left -= sockets.length) {
+    for (const socket of sockets.length <= left ? sockets : sockets.slice(0, left)) {
+      const req = request(socket);
+      listener(req as IncomingMessage, new FakeResponse(req, socket) as unknown as ServerResponse);
+    }
+    await new Promise(setImmediate);
+    await new Promise(setImmediate);
+  }
+  for (let turn = 0; counts.executed < target && turn < 10_000; turn += 1) await new Promise(setImmediate);
+  const ns = Number(process.hrtime.bigint() - begin) / requests;
+  if (counts.executed !== target) throw new Error(`Expected ${target} tasks to have run, got ${counts.executed}.`);
+  return ns;
+}
+
+/** In a process of its own: the best of `batches`, of 50 ms each, after as long a warm-up. Prints it. */
+export async function measure(subject: Subject, batches: number, check: () => void): Promise<void> {
+  const sockets = Array.from({ length: subject.connections }, () => new FakeSocket());
+  await batch(subject, 1, sockets);
+  check();
+  const warmed = performance.now() + 50 * batches;
+  let size = subject.connections;
+  for (let ns = 0; performance.now() < warmed; size = Math.max(subject.connections, Math.ceil(50e6 / ns))) {
+    ns = await batch(subject, size, sockets);
+  }
+  let best = Infinity;
+  for (let round = 0; round < batches; round += 1) best = Math.min(best, await batch(subject, size, sockets));
+  const listeners = sockets.flatMap((socket) => socket.eventNames().map((event) => socket.listenerCount(event)));
+  if (Math.max(0, ...listeners) > 3) throw new Error(`Expected a socket's listeners not to grow, got ${listeners}.`);
+  console.log(best);
+}
+
+/** Runs `file` with `args` under this Node, and gives the number that it prints. */
+export async function inChild(file: string, ...args: string[]): Promise<number> {
+  const child = spawn(process.execPath, [...process.execArgv, file, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [output, [code]] = await Promise.all([text(child.stdout), once(child, 'close')]);
+  if (code !== 0) throw new Error(`Expected ${args.join(' ')} to exit with 0, got ${code}.`);
+  return Number(output);
+}
