@@ -95,11 +95,20 @@ export interface Subject {
   readonly tasks: number;
   /** How many requests are in the air at once. */
   readonly connections: number;
+  /** How many requests a figure is made of: enough for many collections of the garbage that they leave. */
+  readonly batch: number;
 }
 
-/** The ns of a request, over `requests` of them; every task must have run. */
-async function batch({ listener, request, tasks }: Subject, requests: number, sockets: FakeSocket[]): Promise<number> {
+/** The ns of a request: of all threads by the CPU's time, which other processes hardly change, and by the clock. */
+export interface Cost { readonly cpu: number; readonly clock: number }
+
+export const best = (costs: readonly Cost[]): Cost =>
+  ({ cpu: Math.min(...costs.map(({ cpu }) => cpu)), clock: Math.min(...costs.map(({ clock }) => clock)) });
+
+/** What a request costs, over `requests` of them; every task must have run. */
+async function run({ listener, request, tasks }: Subject, requests: number, sockets: FakeSocket[]): Promise<Cost> {
   const target = counts.executed + tasks * requests;
+  const before = process.cpuUsage();
   const begin = process.hrtime.bigint();
   for (let left = requests; left > 0; left -= sockets.length) {
     for (const socket of sockets.length <= left ? sockets : sockets.slice(0, left)) {
@@ -109,33 +118,30 @@ async function batch({ listener, request, tasks }: Subject, requests: number, so
     await new Promise(setImmediate);
     await new Promise(setImmediate);
   }
-  for (let turn = 0; counts.executed < target && turn < 10_000; turn += 1) await new Promise(setImmediate);
-  const ns = Number(process.hrtime.bigint() - begin) / requests;
+  for (let turn = 0; counts.executed < target && turn < 100_000; turn += 1) await new Promise(setImmediate);
+  const clock = Number(process.hrtime.bigint() - begin) / requests;
+  const { user, system } = process.cpuUsage(before);
   if (counts.executed !== target) throw new Error(`Expected ${target} tasks to have run, got ${counts.executed}.`);
-  return ns;
+  return { cpu: (user + system) * 1_000 / requests, clock };
 }
 
-/** In a process of its own: the best of `batches`, of 50 ms each, after as long a warm-up. Prints it. */
+/** In a process of its own: the best of `batches`, after as many to warm up. Prints it. */
 export async function measure(subject: Subject, batches: number, check: () => void): Promise<void> {
   const sockets = Array.from({ length: subject.connections }, () => new FakeSocket());
-  await batch(subject, 1, sockets);
+  await run(subject, 1, sockets);
   check();
-  const warmed = performance.now() + 50 * batches;
-  let size = subject.connections;
-  for (let ns = 0; performance.now() < warmed; size = Math.max(subject.connections, Math.ceil(50e6 / ns))) {
-    ns = await batch(subject, size, sockets);
-  }
-  let best = Infinity;
-  for (let round = 0; round < batches; round += 1) best = Math.min(best, await batch(subject, size, sockets));
+  for (let round = 0; round < batches; round += 1) await run(subject, Math.ceil(subject.batch / 4), sockets);
+  const costs: Cost[] = [];
+  while (costs.length < batches) costs.push(await run(subject, subject.batch, sockets));
   const listeners = sockets.flatMap((socket) => socket.eventNames().map((event) => socket.listenerCount(event)));
   if (Math.max(0, ...listeners) > 3) throw new Error(`Expected a socket's listeners not to grow, got ${listeners}.`);
-  console.log(best);
+  console.log(JSON.stringify(best(costs)));
 }
 
-/** Runs `file` with `args` under this Node, and gives the number that it prints. */
-export async function inChild(file: string, ...args: string[]): Promise<number> {
+/** Runs `file` with `args` under this Node, and gives what it prints. */
+export async function inChild(file: string, ...args: string[]): Promise<Cost> {
   const child = spawn(process.execPath, [...process.execArgv, file, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
   const [output, [code]] = await Promise.all([text(child.stdout), once(child, 'close')]);
   if (code !== 0) throw new Error(`Expected ${args.join(' ')} to exit with 0, got ${code}.`);
-  return Number(output);
+  return JSON.parse(output) as Cost;
 }
