@@ -105,6 +105,16 @@ test('the chart has a bar for each server, as long as its share, and escapes wha
   assert.ok(svg.includes('A &#60;fast&#62; &#38; cheap CPU') && !svg.includes('<fast>'));
 });
 
+test('what the benchmark needs is pinned, in versions that are exact', () => {
+  const read = (name: string): string => readFileSync(new URL(`bench/${name}`, import.meta.url), 'utf8');
+  const { dependencies, devDependencies } = JSON.parse(read('package.json')) as Record<string, Record<string, string>>;
+  for (const [name, version] of Object.entries({ ...dependencies, ...devDependencies })) {
+    assert.match(version, /^\d+\.\d+\.\d+$/, name);
+  }
+  for (const line of read('requirements.txt').trim().split('\n')) assert.match(line, /^[\w[\]]+==\d[\d.]+$/);
+  assert.ok(!read('package-lock.json').includes('"resolved"'));
+});
+
 test('a result survives being written', () => {
   assert.deepEqual(JSON.parse(serialised(made)), made);
 });

@@ -115,7 +115,7 @@ export async function growth(processes = 3): Promise<Growth> {
   const cell = async (...args: (string | number)[]): Promise<number> => {
     const costs: Cost[] = [];
     while (costs.length < processes) costs.push(await inChild(FILE, '--child', args.join(' ')));
-    return Math.round(best(costs).cpu);
+    return best(costs).cpu;
   };
   const rows = async <T>(sizes: readonly number[], row: (size: number) => Promise<T>): Promise<T[]> => {
     const all: T[] = [];

@@ -102,8 +102,10 @@ export interface Subject {
 /** The ns of a request: of all threads by the CPU's time, which other processes hardly change, and by the clock. */
 export interface Cost { readonly cpu: number; readonly clock: number }
 
-export const best = (costs: readonly Cost[]): Cost =>
-  ({ cpu: Math.min(...costs.map(({ cpu }) => cpu)), clock: Math.min(...costs.map(({ clock }) => clock)) });
+export const best = (costs: readonly Cost[]): Cost => ({
+  cpu: Math.round(Math.min(...costs.map(({ cpu }) => cpu))),
+  clock: Math.round(Math.min(...costs.map(({ clock }) => clock))),
+});
 
 /** What a request costs, over `requests` of them; every task must have run. */
 async function run({ listener, request, tasks }: Subject, requests: number, sockets: FakeSocket[]): Promise<Cost> {

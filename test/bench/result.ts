@@ -119,8 +119,9 @@ const whole = (value: number): string => value.toLocaleString('en-US', { maximum
 const three = (value: number): string => value.toFixed(3);
 const range = ({ min, max }: Spread): string => `${min.toFixed(2)}–${max.toFixed(2)}`;
 
+/** Words to the left, figures to the right. */
 function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const rule = head.map((_, at) => (at === 0 ? '---' : '---:'));
+  const rule = head.map((name) => (['Server', 'Versions'].includes(name) ? '---' : '---:'));
   return [head, rule, ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
 }
 

@@ -268,6 +268,7 @@ async function main(): Promise<void> {
   const unknown = only?.find((start) => !SERVERS.some((server) => isMeant(server, start)));
   if (unknown) throw new Error(`Expected one of ${SERVERS.map(({ name }) => name).join(', ')}, got ${unknown}.`);
   if (os.availableParallelism() < 2 || !spawnable('taskset')) throw new Error('Expected two cores, and taskset.');
+  if (!Reflect.get(process.features, 'typescript')) throw new Error('Expected Node 22.18 or later.');
   const servers = SERVERS.filter((server) => [FLOOR, CONTROL, ...only ?? ['']].some((start) => isMeant(server, start)));
   install(servers);
   const rows = await onTheWire(servers, rounds, seconds);
