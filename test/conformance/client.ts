@@ -36,9 +36,8 @@ export function addressOf(url: string): { host: string; port: number } {
   return { host: hostname.replace(/^\[|\]$/g, ''), port: Number(port || 80) };
 }
 
-const broken = (asked: string, { message, code }: NodeJS.ErrnoException): Failure => new Failure(code === 'ECONNREFUSED'
-  ? `${asked} was refused (${message}): has the target ended?`
-  : `the connection of ${asked} broke: ${message || code}`);
+const broken = (asked: string, { message, code }: NodeJS.ErrnoException): Failure =>
+  new Failure(`${code === 'ECONNREFUSED' ? `${asked} was refused` : `the connection of ${asked} broke`}: ${message}`);
 
 /** One request by `node:http`. `kept` makes it use the connection of an agent that keeps one. */
 export function exchange(url: string, method: Method, plan: Plan, kept?: Kept): Exchange {

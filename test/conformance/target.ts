@@ -132,7 +132,7 @@ export class Target {
     const leave = new AbortController();
     const answered = getText(`${url}/`, leave.signal);
     const { status, text } = await within(deadlineMs, `the answer to ${asked}`, answered).catch((error: Failure) => {
-      throw new Failure(`${error.message}. Is the target running there, and is it the only one?`);
+      throw new Failure(`${error.message}. Is the target running there?`);
     }).finally(() => leave.abort());
     const got = JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text);
     const failure = (what: string): Failure =>
