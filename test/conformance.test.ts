@@ -1,7 +1,10 @@
 /**
- * Holds a server against fixtures/conformance: `TARGET=http://127.0.0.1:9000 node --test test/conformance.test.ts`. With
- * TARGET_COMMAND beside it the suite starts and ends the server itself. Without both it tests the reference, in both of
- * its dialects.
+ * Holds a server against fixtures/conformance:
+ *
+ *     TARGET=http://127.0.0.1:9000 node --test test/conformance.test.ts
+ *
+ * With TARGET_COMMAND beside it the suite starts and ends the server itself. Without both it tests the reference, in
+ * both of its dialects.
  */
 import { once } from 'node:events';
 import net, { type AddressInfo } from 'node:net';
@@ -28,7 +31,9 @@ function suite(name: string, options: ConformanceOptions): void {
   describe(name, () => {
     let session: Session | undefined;
     let refusal: Error | undefined;
-    before(async () => { session = await openSession(options).catch((error) => { refusal = error; return undefined; }); });
+    before(async () => {
+      try { session = await openSession(options); } catch (error) { refusal = error as Error; }
+    });
     after(() => session?.close());
 
     // A `before` that throws is said once for each test, and by some reporters not at all: the first test says it.

@@ -54,8 +54,8 @@ export class Target {
   async start(): Promise<boolean> {
     const { url, command, cwd, startDeadlineMs = 120_000 } = this.#options;
     if (!command) return false;
-    if (this.#isOver) await this.exited;
-    if (this.running) return false;
+    if (this.running && await accepts(url)) return false;
+    await this.stop(); // one that runs and does not listen is about to end, or of no use
     if (await within(startDeadlineMs, `a connection to ${url}, or its refusal,`, accepts(url))) {
       throw new Failure(
         `${url} is in use before \`${command}\` has started: end what listens there, or choose another port`);
@@ -89,12 +89,6 @@ export class Target {
       throw error;
     }
     return true;
-  }
-
-  /** True from the end of the process on; `running` ends a little later, with its stderr. */
-  get #isOver(): boolean {
-    const { exitCode = null, signalCode = null } = this.#process ?? {};
-    return exitCode !== null || signalCode !== null;
   }
 
   get #lastWords(): string {
@@ -138,7 +132,7 @@ export class Target {
     const failure = (what: string): Failure =>
       new Failure(`${asked} answered ${status} ${got}, not the preflight of fixtures/conformance/README.md: ${what}`);
     const wrong = (key: string, expected: string, value: unknown): Failure =>
-      failure(`expected \`${key}\` to be ${expected}, got ${JSON.stringify(value)}`);
+      failure(`expected \`${key}\` to be ${expected}, got ${JSON.stringify(value) ?? 'nothing'}`);
     if (status !== 200) throw failure('expected the status 200');
     let answer: Partial<Preflight> | null;
     try { answer = JSON.parse(text); } catch { throw failure('expected JSON'); }
