@@ -4,14 +4,16 @@ import { STATUS_CODES, type IncomingMessage } from 'node:http';
 import { types } from 'node:util';
 
 /** Something that a handler or another dependency can receive: a `T`, resolved once per request. */
-export interface Dependency<out T> {
+export interface Dependency<out T = unknown> {
   /** @internal The segments that the path of its route must have. */ readonly segments: readonly string[];
-  /** @internal */ readonly read: (scope: Scope) => T | Promise<T>;
+  /** @internal */ readonly inputs: Inputs;
+  /** @internal */ readonly read: (scope: Scope, inputs: Inputs) => T | Promise<T>;
 }
-export type Dependencies = Readonly<Record<string, Dependency<unknown>>>;
-export type Inputs = readonly (readonly [name: string, dependency: Dependency<unknown>])[];
+export type Dependencies = Readonly<Record<string, Dependency>>;
+export type Inputs = readonly (readonly [name: string, dependency: Dependency])[];
 /** What a handler or a `call` gets for the dependencies it declares. */
 export type Values<D extends Dependencies> = { readonly [K in keyof D]: D[K] extends Dependency<infer T> ? T : never };
+type Call = (values: never) => unknown;
 /** What a `call` provides: the value that its generator object yields, or else its (awaited) return value. */
 export type Provided<R> = Awaited<R extends Generator<infer T> | AsyncGenerator<infer T> ? T : R>;
 
@@ -30,24 +32,24 @@ export type Provided<R> = Awaited<R extends Generator<infer T> | AsyncGenerator<
  */
 export function depends<R>(call: () => R): Dependency<Provided<R>>;
 export function depends<D extends Dependencies, R>(deps: D, call: (values: Values<D>) => R): Dependency<Provided<R>>;
-export function depends(...args: [call: unknown] | [deps: Dependencies, call: unknown]): Dependency<unknown> {
+export function depends(...args: [call: Call] | [deps: Dependencies, call: Call]): Dependency {
   const [deps, call] = args.length === 1 ? [{}, args[0]] : args;
   if (typeof call !== 'function') throw new TypeError(`Expected depends() to get a function, got ${typeof call}.`);
   const inputs = inputsOf(deps);
-  return { segments: segmentsOf(inputs), read: (scope) => scope.provide(inputs, call as (values: object) => unknown) };
+  return { segments: segmentsOf(inputs), inputs, read: (scope, own) => scope.provide(own, call) };
 }
 
 /** @internal */
 export function inputsOf(deps: Dependencies): Inputs {
-  const inputs = Object.entries<Dependency<unknown> | undefined>(deps);
+  const inputs = Object.entries<Dependency | undefined>(deps);
   const wrong = inputs.find(([, dependency]) => !dependency?.segments)?.[0];
   if (wrong !== undefined) throw new TypeError(`Expected \`${wrong}\` to be a dependency. Make one with depends().`);
   return inputs as unknown as Inputs;
 }
 /** @internal */
-export const segmentsOf = (inputs: Inputs): string[] => inputs.flatMap(([, dependency]) => dependency.segments);
+export const segmentsOf = (inputs: Inputs): string[] => [...new Set(inputs.flatMap(([, { segments }]) => segments))];
 
-const builtIn = <T>(read: Dependency<T>['read'], ...segments: string[]): Dependency<T> => ({ segments, read });
+const builtIn = <T>(read: Dependency<T>['read'], ...segments: string[]) => ({ segments, inputs: [], read });
 
 /** The one {@link BackgroundTasks} that the handler and all dependencies of a request share. Source: chapter §5. */
 export const backgroundTasks: Dependency<BackgroundTasks> = builtIn((scope) => scope.tasks);
@@ -55,9 +57,8 @@ export const backgroundTasks: Dependency<BackgroundTasks> = builtIn((scope) => s
 export const request: Dependency<IncomingMessage> = builtIn((scope) => scope.request);
 
 /** The segment of the URL, decoded, that stands where the route's path has `:name`. */
-export function path(name: string): Dependency<string> {
-  return builtIn((scope) => scope.segments[scope.parameters.get(name) ?? -1] ?? scope.missing('path', name), name);
-}
+export const path = (name: string): Dependency<string> =>
+  builtIn((scope) => scope.segments[scope.parameters.get(name) ?? -1] ?? scope.missing('path', name), name);
 
 /** The forms of {@link query} and {@link header}. */
 export interface Parameter {
@@ -76,32 +77,27 @@ export const header = parameter('header', ({ request: { rawHeaders } }, name) =>
   rawHeaders.findLast((_, at) => at % 2 === 1 && rawHeaders[at - 1]?.toLowerCase() === name.toLowerCase()));
 
 function parameter(source: string, read: (scope: Scope, name: string) => string | undefined): Parameter {
-  return (name: string, rule?: string | null | StandardSchema<unknown>): Dependency<never> => {
-    return builtIn<unknown>((scope) => {
-      const text = read(scope, name);
-      if (rule && typeof rule !== 'string') return validate(scope, [source, name], rule, text);
-      return text ?? (rule === undefined ? scope.missing(source, name) : rule);
-    }) as Dependency<never>;
-  };
+  return (name: string, rule?: string | null | StandardSchema<unknown>) => builtIn((scope) => {
+    const text = read(scope, name);
+    if (rule && typeof rule !== 'string') return validate(scope, [source, name], rule, text) as never;
+    return (text ?? (rule === undefined ? scope.missing(source, name) : rule)) as never;
+  });
 }
 
 /**
  * The JSON body, as `schema` makes it; several of these share one read. 422 where there is no body, no JSON, no JSON
  * content type, or an issue; 413 over `bodyLimit`; 400 if it is not UTF-8.
  */
-export function body<T>(schema: StandardSchema<T>): Dependency<T> {
-  return builtIn(async (scope) => {
-    const value = await (scope.body ??= readJson(scope));
-    return value === rejected ? rejected : validate(scope, ['body'], schema, value);
-  });
-}
+export const body = <T>(schema: StandardSchema<T>): Dependency<T> => builtIn(async (scope) => {
+  const value = await (scope.body ??= readJson(scope));
+  return value === rejected ? rejected : validate(scope, ['body'], schema, value);
+});
 
 async function readJson(scope: Scope): Promise<unknown> {
   const bytes = await readBody(scope.request, scope.app.bodyLimit);
   if (bytes.length === 0) return scope.missing('body');
-  if (!/^application\/([^;\s]+\+)?json\s*(;|$)/i.test(scope.request.headers['content-type'] ?? '')) {
-    return scope.reject(MODEL[0], ['body'], MODEL[1], bytes.toString());
-  }
+  const isJson = /^application\/([^;\s]+\+)?json\s*(;|$)/i.test(scope.request.headers['content-type'] ?? '');
+  if (!isJson) return scope.reject(MODEL[0], ['body'], MODEL[1], bytes.toString());
   if (!isUtf8(bytes)) throw new HTTPError(400, UNREADABLE);
   try {
     return (JSON.parse(bytes.toString()) as unknown) ?? scope.missing('body');
@@ -198,7 +194,26 @@ export class HTTPError extends Error {
 /** Stands for a value that could not be had, so that the other input errors of the request are found too. */
 const rejected = Symbol('rejected') as never;
 /** What the scopes of an app share. @internal */
-export type Shared = { readonly bodyLimit: number; readonly overrides: Map<Dependency<unknown>, Dependency<unknown>> };
+export type Shared = { readonly bodyLimit: number; readonly overrides: Set<readonly [Dependency, Dependency]> };
+type Known = { chosen: Dependency; overrides: ReadonlyMap<Dependency, Dependency>; made: Dependency };
+
+/**
+ * `inputs` with the replacements in place. Inside a replacement, what it replaces means the original: so what reaches
+ * that is another dependency inside than outside. What has the same inputs is the same object, and resolved once.
+ */
+function substitute(inputs: Inputs, overrides: Known['overrides'], known: Known[] = []): Inputs {
+  return overrides.size === 0 ? inputs : inputs.map(([name, dependency]) => {
+    const chosen = overrides.get(dependency) ?? dependency; // one step: a replacement is not replaced
+    const seen = known.find((each) => each.chosen === chosen && each.overrides === overrides);
+    if (seen) return [name, seen.made];
+    const others = new Map([...overrides].filter(([, replacement]) => replacement !== chosen));
+    const own = substitute(chosen.inputs, others.size < overrides.size ? others : overrides, known);
+    const made = [chosen, ...known.map(({ made }) => made)].find(({ read, inputs }) => read === chosen.read
+      && inputs.every(([, input], at) => input === own[at]?.[1])) ?? { ...chosen, inputs: own };
+    known.push({ chosen, overrides, made });
+    return [name, made];
+  });
+}
 
 /** What one request resolves its dependencies in, and unwinds them from. @internal */
 export class Scope {
@@ -209,15 +224,12 @@ export class Scope {
   parameters!: ReadonlyMap<string, number>; // the place of each :name in the segments
   body: Promise<unknown> | undefined;
   #query: URLSearchParams | undefined;
-  #replaced: readonly Dependency<unknown>[] = [];
-  readonly #values = new Map<Dependency<unknown>, unknown>();
+  readonly #values = new Map<Dependency, unknown>();
   readonly #errors = new Map<string, { readonly type: string }>();
-  readonly #suspended: { readonly name: string; readonly generator: Generator | AsyncGenerator }[] = [];
+  readonly #cleanUps: ((thrown?: { error: unknown }) => Promise<void>)[] = [];
 
   constructor(request: IncomingMessage, tasks: BackgroundTasks, app: Shared) {
-    this.request = request;
-    this.tasks = tasks;
-    this.app = app;
+    [this.request, this.tasks, this.app] = [request, tasks, app];
   }
 
   get query(): URLSearchParams { return this.#query ??= new URLSearchParams(/\?.*/.exec(`${this.request.url}`)?.[0]); }
@@ -237,7 +249,7 @@ export class Scope {
 
   /** The values of a handler's dependencies. @throws HTTPError 422 with the input errors, in the order declared. */
   async resolve(inputs: Inputs): Promise<object> {
-    const values = await this.#resolve(inputs);
+    const values = await this.#resolve(substitute(inputs, new Map(this.app.overrides)));
     if (values !== rejected) return values;
     const errors = [...this.#errors.values()];
     const unparsable = errors.filter(({ type }) => type === 'json_invalid');
@@ -247,53 +259,41 @@ export class Scope {
   async #resolve(inputs: Inputs): Promise<object> {
     const values: Record<string, unknown> = {};
     for (const [name, dependency] of inputs) {
-      const value = this.#valueOf(dependency);
+      if (!this.#values.has(dependency)) this.#values.set(dependency, dependency.read(this, dependency.inputs));
+      const value = this.#values.get(dependency);
       values[name] = value instanceof Promise ? await value : value;
     }
     return Object.values(values).includes(rejected) ? rejected : values;
   }
 
-  #valueOf(dependency: Dependency<unknown>): unknown {
-    const replacement = this.#replaced.includes(dependency) ? undefined : this.app.overrides.get(dependency);
-    if (!replacement) return this.#once(dependency);
-    this.#replaced = [...this.#replaced, dependency]; // inside its replacement, a dependency means itself
-    return Promise.resolve(this.#once(replacement)).finally(() => { this.#replaced = this.#replaced.slice(0, -1); });
-  }
-
-  #once(dependency: Dependency<unknown>): unknown {
-    if (!this.#values.has(dependency)) this.#values.set(dependency, dependency.read(this));
-    return this.#values.get(dependency);
-  }
-
   /** Calls what {@link depends} was given, unless an input of its own was rejected. */
-  async provide(inputs: Inputs, call: (values: object) => unknown): Promise<unknown> {
+  async provide(inputs: Inputs, call: Call): Promise<unknown> {
     const values = await this.#resolve(inputs);
     if (values === rejected) return rejected;
-    const result = call(values);
+    const result = call(values as never);
     if (!types.isGeneratorObject(result)) return result;
     const { value, done } = await result.next();
     if (done) throw new Error(`Expected ${call.name || 'a dependency'} to yield one value, but it returned without.`);
-    this.#suspended.unshift({ name: `clean-up of ${call.name || 'a dependency'}`, generator: result });
+    const name = { value: `clean-up of ${call.name || 'a dependency'}` };
+    this.#cleanUps.unshift(Object.defineProperty((thrown) => resume(result, thrown), 'name', name));
     return value;
   }
 
   /** After the last task: resumes the generators, the last one first, as tasks: their errors are reported as such. */
   async unwind(options: BackgroundTasksOptions): Promise<void> {
-    if (this.#suspended.length === 0) return;
-    const cleanUps = new BackgroundTasks({ ...options, request: this.request, afterFailure: 'continue' });
-    for (const { name, generator } of this.#suspended) {
-      cleanUps.addTask(Object.defineProperty(() => resume(generator), 'name', { value: name }));
-    }
-    await cleanUps.run();
+    if (this.#cleanUps.length === 0) return;
+    const tasks = new BackgroundTasks({ ...options, request: this.request, afterFailure: 'continue' });
+    for (const cleanUp of this.#cleanUps) tasks.addTask(cleanUp);
+    await tasks.run();
   }
 
   /** Before the error response: throws `error` in at each `yield`, the last one first. Returns what is left of it. */
   async unwindAfter(error: unknown): Promise<{ left: unknown }> {
     let thrown: { error: unknown } | undefined = { error };
-    for (const { name, generator } of this.#suspended) {
+    for (const cleanUp of this.#cleanUps) {
       try {
-        await resume(generator, thrown);
-        if (thrown) error = new Error(`Expected the ${name} to throw the error again.`, { cause: error });
+        await cleanUp(thrown);
+        if (thrown) error = new Error(`Expected the ${cleanUp.name} to throw the error again.`, { cause: error });
         thrown = undefined; // swallowed: as in FastAPI, the generators outside are resumed normally
       } catch (next) {
         thrown = { error: error = next };

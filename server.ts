@@ -21,10 +21,8 @@ export interface Route {
   /** @internal */ readonly handler: (values: object) => unknown;
 }
 
-interface Verb {
-  <D extends Dependencies>(path: string, dependencies: D, handler: (values: Values<D>) => unknown): Route;
-  (path: string, handler: () => unknown): Route;
-}
+type Verb = (<D extends Dependencies>(path: string, dependencies: D, handler: (values: Values<D>) => unknown) => Route)
+  & ((path: string, handler: () => unknown) => Route);
 
 /**
  * A route. `handler` gets the values of the dependencies, and returns any JSON value (sent with 200; `undefined` as
@@ -44,9 +42,8 @@ export function route(method: string, path: string, ...rest: [unknown] | [Depend
   const segments = path.split('/').slice(1);
   const names = segments.filter((segment) => segment.startsWith(':'));
   const parameters = new Map(names.map((name) => [name.slice(1), segments.indexOf(name)]));
-  if (!path.startsWith('/') || parameters.size < names.length || parameters.has('')) {
-    throw new TypeError(`Expected a path such as '/items/:id', each name once, got '${path}'.`);
-  }
+  const isPath = path.startsWith('/') && parameters.size === names.length && !parameters.has('');
+  if (!isPath) throw new TypeError(`Expected a path such as '/items/:id', each name once, got '${path}'.`);
   return { method, path, segments, parameters, inputs: inputsOf(dependencies), handler: handler as Route['handler'] };
 }
 
@@ -95,7 +92,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   const wrong = Object.entries({ bodyLimit, drainTimeoutMs, stallTimeoutMs }).find(([, n]) => !(n >= 0 && n < 2 ** 31));
   if (wrong) throw new RangeError(`Expected ${wrong[0]} to be from 0 to 2 ** 31 - 1, got ${wrong[1]}.`);
   const root = routeTree(routes);
-  const shared = { bodyLimit, overrides: new Map<Dependency<unknown>, Dependency<unknown>>() };
+  const shared = { bodyLimit, overrides: new Set<readonly [Dependency, Dependency]>() };
   const scopes = new Set<Scope>(); // of the requests that are not finished
   const connections = new Map<Socket, { responses: number }>();
   const whenIdle: (() => void)[] = [];
@@ -190,8 +187,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
   function connect(socket: Socket): { responses: number } {
     const connection = { responses: 0 };
-    connections.set(socket, connection);
-    socket.once('close', () => connections.delete(socket));
+    connections.set(socket.once('close', () => connections.delete(socket)), connection);
     return connection;
   }
 
@@ -232,8 +228,9 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     idle,
     get pending() { return scopes.size; },
     override(dependency, replacement) {
-      shared.overrides.set(dependency, replacement);
-      return () => void shared.overrides.delete(dependency);
+      const override = [dependency, replacement] as const;
+      shared.overrides.add(override);
+      return () => void shared.overrides.delete(override);
     },
   };
 }

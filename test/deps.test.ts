@@ -968,12 +968,72 @@ test('inside its replacement a dependency means the original, also further in: i
     [200, { user: 'outer(wrapper(user))', inner: 'inner(outer(wrapper(user)))' }]);
 });
 
-test('two overrides that refer to each other end', async () => {
+for (const [when, pause] of Object.entries({ 'at once': () => {}, 'later': () => new Promise(setImmediate) })) {
+  test(`10 of what depends on an overridden dependency there is one inside its replacement, one outside, ${when}`,
+    async () => {
+      const log: string[] = [];
+      const slow = depends(pause);
+      const a = named('a');
+      const x = depends({ slow, a }, async function* ({ a }) {
+        log.push(`enter x(${a})`);
+        yield `x(${a})`;
+        log.push(`exit x(${a})`);
+      });
+      const replacement = around('R', x);
+      for (const deps of [{ a, x, replacement }, { replacement, x, a }, { x, again: around('again', x), a, replacement }]) {
+        await using server = await serve([get('/', deps, ({ a, x, replacement }) => [a, x, replacement])]);
+        server.app.override(a, replacement);
+        assert.deepEqual(await answer(server), [200, ['R(x(a))', 'x(R(x(a)))', 'R(x(a))']]);
+        await server.app.idle();
+        assert.deepEqual(log.splice(0), ['enter x(a)', 'enter x(R(x(a)))', 'exit x(R(x(a)))', 'exit x(a)']);
+      }
+    });
+}
+
+test('10 a dependency that reaches nothing replaced is resolved once, inside a replacement and outside', async () => {
+  const log: string[] = [];
+  const counted = (name: string, deps: Dependencies): Dependency<string> => depends(deps, () => (log.push(name), name));
+  const [user, mailer] = [named('user'), named('mailer')];
+  const plain = counted('plain', { q: query('q', schema(() => { log.push('schema'); return { value: '' }; })) });
+  const session = counted('session', { user, plain }); // under another replacement it has the same inputs: it is one
+  await using server = await serve([get('/', { plain, user, session, mailer }, (values) => values)]);
+  server.app.override(user, counted('fake user', { plain, user }));
+  server.app.override(mailer, counted('fake mailer', { mailer, session, plain }));
+  assert.equal((await answer(server))[0], 200);
+  assert.deepEqual(log, ['schema', 'plain', 'fake user', 'session', 'fake mailer']);
+});
+
+test('10 a dependency with 2 ** 30 paths to an overridden one is resolved as fast as any, and once', within, async () => {
+  let calls = 0;
+  const id = path('id');
+  let deps: Record<string, Dependency> = { id };
+  for (let level = 0; level < 30; level += 1) {
+    deps = { left: depends(deps, () => void (calls += 1)), right: depends(deps, () => void (calls += 1)) };
+  }
+  await using server = await serve([get('/:id', deps, () => 'resolved')]);
+  server.app.override(id, around('fake', id));
+  assert.deepEqual(await answer(server, '/1'), [200, 'resolved']);
+  assert.equal(calls, 60);
+});
+
+test('an override that is undone takes no other with it, and the one before it counts again', async () => {
+  const name = named('original');
+  await using server = await serve([get('/', { name }, ({ name }) => name)]);
+  const undo = ['first', 'second', 'third'].map((each) => server.app.override(name, named(each)));
+  for (const [at, left] of [[1, 'third'], [2, 'first'], [1, 'first'], [0, 'original']] as const) {
+    undo[at]?.();
+    assert.deepEqual(await answer(server), [200, left]);
+  }
+});
+
+test('two overrides that refer to each other end, whichever is declared first', async () => {
   const [a, b] = [named('a'), named('b')];
-  await using wrapped = await serve([get('/', { a, b }, (values) => values)]);
-  wrapped.app.override(a, around('not a', b));
-  wrapped.app.override(b, around('not b', a));
-  assert.deepEqual((await answer(wrapped, '/'))[1], { a: 'not a(not b(a))', b: 'not b(a)' });
+  for (const deps of [{ a, b }, { b, a }]) {
+    await using wrapped = await serve([get('/', deps, (values) => values)]);
+    wrapped.app.override(a, around('not a', b));
+    wrapped.app.override(b, around('not b', a));
+    assert.deepEqual(await answer(wrapped), [200, { a: 'not a(not b(a))', b: 'not b(not a(b))' }]);
+  }
   await using swapped = await serve([get('/', { a, b }, (values) => values)]);
   swapped.app.override(a, b);
   swapped.app.override(b, a);
