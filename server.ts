@@ -56,7 +56,10 @@ export interface AppOptions extends Omit<BackgroundTasksOptions, 'request'> {
   readonly bodyLimit?: number;
   /** How long `close()` waits for responses and tasks, in ms (30 000); connections have half of it. */
   readonly drainTimeoutMs?: number;
-  /** How long a client may neither take of a response that waits for it nor send, in ms (30 000); then it is gone. */
+  /**
+   * How long a client may take nothing of a response that waits for it, in ms (30 000); then it counts as gone, or
+   * within thrice that if it sends meanwhile.
+   */
   readonly stallTimeoutMs?: number;
 }
 
@@ -74,7 +77,7 @@ export interface App {
   idle(): Promise<void>;
   /** The requests that have arrived and whose last task has not ended. */
   readonly pending: number;
-  /** Puts `replacement` in the place of `dependency`, as FastAPI's `dependency_overrides`; returns what removes it. */
+  /** Puts `replacement` in the place of `dependency`, as FastAPI's `dependency_overrides`; returns what undoes that. */
   override<T>(dependency: Dependency<T>, replacement: Dependency<NoInfer<T>>): () => void;
 }
 
@@ -107,7 +110,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     const done = responseDone(res);
     res.on('timeout', (socket: Socket) => socket.writableLength > 0 && socket.destroy()); // 7.10: a stalled reader
     const stream = await answer(scope, res);
-    if (!res.writableFinished) res.setTimeout(stallTimeoutMs);
+    if (stream || res.writableLength > 0) void watch(res.setTimeout(stallTimeoutMs), done);
     if (stream) await pipe(stream, res, done);
     await done;
     connection.responses -= 1;
@@ -117,6 +120,18 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     await scope.unwind(taskOptions);
     scopes.delete(scope);
     if (scopes.size === 0) for (const resolve of whenIdle.splice(0)) resolve();
+  }
+
+  /**
+   * 7.10: what a client sends keeps the socket's timer from firing, so it is not read while a response waits for it.
+   * A request that is still arriving is: its handler may need it, and Node limits its time.
+   */
+  async function watch({ req, req: { socket } }: ServerResponse, done: Promise<void>): Promise<void> {
+    const look = (): Socket => (req.complete && socket.writableLength > 0 ? socket.pause() : socket.resume());
+    const timer = setInterval(look, stallTimeoutMs);
+    await done;
+    clearInterval(timer);
+    socket.resume();
   }
 
   /** Sends the response, up to a body that is a stream: that is returned. */

@@ -979,10 +979,10 @@ for (const [when, pause] of Object.entries({ 'at once': () => {}, 'later': () =>
         yield `x(${a})`;
         log.push(`exit x(${a})`);
       });
-      const replacement = around('R', x);
-      for (const deps of [{ a, x, replacement }, { replacement, x, a }, { x, again: around('again', x), a, replacement }]) {
-        await using server = await serve([get('/', deps, ({ a, x, replacement }) => [a, x, replacement])]);
-        server.app.override(a, replacement);
+      const direct = around('R', x);
+      for (const deps of [{ a, x, direct }, { direct, x, a }, { again: around('again', x), x, a, direct }]) {
+        await using server = await serve([get('/', deps, ({ a, x, direct }) => [a, x, direct])]);
+        server.app.override(a, direct);
         assert.deepEqual(await answer(server), [200, ['R(x(a))', 'x(R(x(a)))', 'R(x(a))']]);
         await server.app.idle();
         assert.deepEqual(log.splice(0), ['enter x(a)', 'enter x(R(x(a)))', 'exit x(R(x(a)))', 'exit x(a)']);
@@ -1003,7 +1003,7 @@ test('10 a dependency that reaches nothing replaced is resolved once, inside a r
   assert.deepEqual(log, ['schema', 'plain', 'fake user', 'session', 'fake mailer']);
 });
 
-test('10 a dependency with 2 ** 30 paths to an overridden one is resolved as fast as any, and once', within, async () => {
+test('10 a dependency with 2 ** 30 paths to an overridden one is resolved once, and no slower', within, async () => {
   let calls = 0;
   const id = path('id');
   let deps: Record<string, Dependency> = { id };

@@ -9,7 +9,7 @@ import { format } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { backgroundTasks, body, BackgroundTasks, createApp, depends, get, HTTPError, path, post, put, query, request,
   route, strings, type App, type AppOptions, type Route } from '../server.ts';
-import { gate, rawClient, serve as serveRoutes, type Served } from './helpers.ts';
+import { gate, rawClient, serve as serveRoutes, type RawClient, type Served } from './helpers.ts';
 
 const deadline = 30_000; // turns a hang into a failure
 const test = (title: string, run: (t: TestContext) => Promise<void> | void): void =>
@@ -289,6 +289,121 @@ for (const [kind, response] of Object.entries<(log: Journal) => unknown>({
     });
   }
 }
+
+/** Sends an empty line, and again; each one that the server reads starts the timer of its socket anew. */
+function pester({ socket }: RawClient): Disposable {
+  const timer = setInterval(() => socket.write('\r\n'), 5);
+  return { [Symbol.dispose]: () => clearInterval(timer) };
+}
+
+/** Has the client read on, to `text`. It looks at the end only: the whole is large. */
+const takes = ({ socket }: RawClient, text: string): Promise<void> => new Promise((resolve) => {
+  let end = '';
+  socket.on('data', (chunk: string) => {
+    end = (end + chunk).slice(-100);
+    if (end.includes(text)) resolve();
+  }).resume();
+});
+
+for (const [kind, response] of Object.entries<() => unknown>({
+  'of a JSON value': () => TOO_MUCH,
+  'of a stream without end': () => new Response(source(() => 'x'.repeat(MiB))),
+})) {
+  for (const place of ['', ', pipelined behind a response that it took,']) {
+    test(`1 a reader ${kind}${place} that takes nothing, though it sends, counts as gone (fact 7.10)`, async (t) => {
+      const lines = stderr(t);
+      const log = new Journal();
+      const arrived = gate<Socket>();
+      await using server = await serve([
+        get('/large', { tasks: backgroundTasks }, ({ tasks }) => {
+          tasks.addTask(log.write, 'the first is out');
+          return TOO_MUCH;
+        }),
+        get('/', { request, tasks: backgroundTasks }, ({ request, tasks }) => {
+          tasks.addTask(log.write, 'task');
+          arrived.open(request.socket);
+          return response();
+        }),
+      ], { stallTimeoutMs: 100 });
+      using client = await rawClient(server.port);
+      client.send(...(place ? GET('/large') : []), ...GET('/'));
+      const socket = await arrived;
+      if (place) await log.until('the first is out');
+      assert.equal(socket.destroyed, false);
+      client.socket.pause();
+      using _sending = pester(client);
+      await log.until('task');
+      assert.equal(socket.destroyed, true);
+      assert.deepEqual(lines, []);
+    });
+  }
+}
+
+test('1 what a reader that stalls has sent is answered once it takes its response (fact 7.10)', async () => {
+  const stalled = gate();
+  await using server = await serve([
+    get('/', { request }, ({ request: { socket } }) => { socket.once('pause', stalled.open); return TOO_MUCH; }),
+    post('/', { item: body(strings('item')) }, ({ item }) => item),
+  ], { stallTimeoutMs: 500 });
+  using client = await rawClient(server.port);
+  client.socket.pause();
+  client.send(...GET('/'));
+  {
+    using _sending = pester(client);
+    await stalled;
+  }
+  client.send('POST / HTTP/1.1', 'host: a', 'content-type: application/json', 'content-length: 14', '',
+    '{"item":"tea"}');
+  await takes(client, '{"item":"tea"}');
+});
+
+for (const [how, leave] of Object.entries({
+  closes: (socket: Socket) => socket.destroy(),
+  resets: (socket: Socket) => socket.resetAndDestroy(),
+  'closes its half': (socket: Socket) => socket.end(),
+})) {
+  for (const when of ['while it stalls', 'once it has taken what there was of a stream']) {
+    test(`1 a reader that ${how} ${when} is seen to be gone (fact 7.10)`, async () => {
+      const log = new Journal();
+      const stalled = gate();
+      const parts = [TOO_MUCH, 'the last part'];
+      await using server = await serve([get('/', { request, tasks: backgroundTasks }, ({ request, tasks }) => {
+        tasks.addTask(log.write, 'task');
+        request.socket.once('pause', stalled.open);
+        return new Response(source(() => parts.shift() ?? gate<string>()));
+      })], { stallTimeoutMs: 100 });
+      using client = await rawClient(server.port);
+      client.socket.pause();
+      client.send(...GET('/'));
+      {
+        using _sending = pester(client);
+        await stalled;
+      }
+      if (when !== 'while it stalls') await takes(client, 'the last part');
+      leave(client.socket);
+      await log.until('task');
+    });
+  }
+}
+
+test('1 a client that sends its request while it takes nothing of the response is read on (fact 7.10)', async () => {
+  const read = gate<unknown>();
+  await using server = await serve([post('/', { request }, ({ request }) => {
+    const readAll = async (): Promise<void> => {
+      for await (const _ of request) {
+        if (performance.now() > end) client.send('0', '', '');
+        else client.send('1', 'x', '');
+      }
+    };
+    readAll().then(read.open, read.open);
+    return new Response(source(() => 'x'.repeat(MiB)));
+  })], { stallTimeoutMs: 50 });
+  using client = await rawClient(server.port);
+  client.socket.pause();
+  const end = performance.now() + 200; // four looks at the reader
+  client.send('POST / HTTP/1.1', 'host: a', 'transfer-encoding: chunked', '', '1', 'x', '');
+  assert.equal(await read, undefined);
+});
 
 test('1 a handler that is slow is not cut by a timeout of the socket (fact 7.10)', async () => {
   await using server = await serve([get('/', { request }, async ({ request: { socket } }) => {
