@@ -33,7 +33,8 @@ export interface BackgroundTasksOptions {
 export class BackgroundTasks {
   readonly #options: BackgroundTasksOptions;
   readonly #tasks: Task[] = [];
-  readonly #count = { started: 0, finished: 0 };
+  #started = 0;
+  #finished = 0;
   #closed: string | undefined; // why no task is accepted any more
   #running: Promise<void> | undefined;
 
@@ -59,11 +60,11 @@ export class BackgroundTasks {
   run(): Promise<void> { return (this.#running ??= this.#runInOrder()); }
 
   /** The tasks that are running or have not started. */
-  get unfinished(): readonly TaskInfo[] { return this.#tasks.slice(this.#count.finished).map(({ info }) => info); }
+  get unfinished(): readonly TaskInfo[] { return this.#tasks.slice(this.#finished).map(({ info }) => info); }
 
   /** Closes the queue: what has not started never will. Returns that; `:dropped` publishes each with the `reason`. */
   discard(reason: string): readonly TaskInfo[] {
-    const dropped = this.#tasks.splice(this.#count.started).map(({ info }) => info);
+    const dropped = this.#tasks.splice(this.#started).map(({ info }) => info);
     this.#closed ??= `were discarded: ${reason}`;
     for (const info of dropped) publish('dropped', info, { reason });
     return dropped;
@@ -73,7 +74,7 @@ export class BackgroundTasks {
     for (const task of this.#tasks) { // 2: what a task adds is met at the end
       if (performance.now() >= slice.end) await nextSlice();
       if (this.#closed) return;
-      this.#count.started += 1;
+      this.#started += 1;
       publish('start', task.info);
       try {
         const pending = task.scope.runInAsyncScope(call, undefined, task);
@@ -82,18 +83,16 @@ export class BackgroundTasks {
         await this.#fail(task, error);
       }
       publish('end', task.info);
-      this.#count.finished += 1;
+      this.#finished += 1;
     }
     this.#closed ??= 'have finished';
   }
 
   async #fail({ info, scope }: Task, error: unknown): Promise<void> {
-    const { afterFailure, onTaskError = () => report(`Background task ${info.name} failed:`, error) } = this.#options;
+    const { afterFailure, onTaskError = () => report(`Background task failed (${info.name}):`, error) } = this.#options;
     publish('error', info, { error });
-    try {
-      await scope.runInAsyncScope(onTaskError, undefined, error, info);
-    } catch (reporterError) {
-      report(`Background task ${info.name} failed, and so did onTaskError:`, error, reporterError);
+    try { await scope.runInAsyncScope(onTaskError, undefined, error, info); } catch (reporterError) {
+      report(`Background task failed (${info.name}), and so did onTaskError:`, error, reporterError);
     }
     if (afterFailure === 'stop') for (const { name } of this.discard('a task failed')) report(`Dropped task ${name}`);
   }
@@ -125,20 +124,21 @@ function nextSlice(): Promise<void> {
   return (slice.next = slice.next.then(() => (performance.now() < slice.end ? undefined : begin())));
 }
 
-const waiting = new WeakMap<IncomingMessage['socket'], Set<() => void>>();
+const waiting = new WeakMap<IncomingMessage['socket'], (() => void)[]>();
 
 /**
  * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. A task that then
  * blocks the thread delays neither the response nor its end of file. May be called at any time, also late. A client may
  * leave before the handler ends: await the handler first, then this. Source: clause 1.1.
  */
-export async function responseDone(res: ServerResponse): Promise<void> {
+export function responseDone(res: ServerResponse): Promise<void> {
   const { socket } = res.req;
-  if (!res.writableFinished && !socket.destroyed) await new Promise<void>((resolve) => { // 7.1: else no event will come
-    const responses = waiting.get(socket) ?? new Set();
-    if (!waiting.has(socket)) socket.once('close', () => responses.forEach((done) => done())); // 7.2, 7.14: one for all
-    waiting.set(socket, responses.add(resolve));
-    res.once('finish', () => { responses.delete(resolve); resolve(); });
+  return new Promise((resolve) => {
+    const done = (): void => void setImmediate(resolve); // 7.3: Node ends the connection after the 'finish' listeners
+    if (res.writableFinished || socket.destroyed) return done(); // 7.1: no event will come any more
+    const open = waiting.get(socket) ?? []; // 7.2, 7.14: one listener for all responses of a connection
+    if (!waiting.has(socket)) waiting.set(socket.once('close', () => open.splice(0).forEach((gone) => gone())), open);
+    open.push(done); // no Set: its old tables keep young garbage alive, for a microsecond of collection a request
+    res.once('finish', () => { open.splice(open.indexOf(done), 1); done(); });
   });
-  await new Promise(setImmediate); // 7.3: Node ends the connection after the 'finish' listeners
 }

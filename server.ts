@@ -15,7 +15,6 @@ export type { Dependencies, Dependency, StandardSchema, Values } from './deps.ts
 export interface Route {
   readonly method: string;
   readonly path: string;
-  /** @internal */ readonly segments: readonly string[];
   /** @internal */ readonly parameters: ReadonlyMap<string, number>;
   /** @internal */ readonly inputs: ReturnType<typeof inputsOf>;
   /** @internal */ readonly handler: (values: object) => unknown;
@@ -44,7 +43,7 @@ export function route(method: string, path: string, ...rest: [unknown] | [Depend
   const parameters = new Map(names.map((name) => [name.slice(1), segments.indexOf(name)]));
   const isPath = path.startsWith('/') && parameters.size === names.length && !parameters.has('');
   if (!isPath) throw new TypeError(`Expected a path such as '/items/:id', each name once, got '${path}'.`);
-  return { method, path, segments, parameters, inputs: inputsOf(dependencies), handler: handler as Route['handler'] };
+  return { method, path, parameters, inputs: inputsOf(dependencies), handler: handler as Route['handler'] };
 }
 
 const verb = (method: string): Verb => (path: string, ...rest: unknown[]) => route(method, path, ...rest as [never]);
@@ -95,8 +94,9 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   const wrong = Object.entries({ bodyLimit, drainTimeoutMs, stallTimeoutMs }).find(([, n]) => !(n >= 0 && n < 2 ** 31));
   if (wrong) throw new RangeError(`Expected ${wrong[0]} to be from 0 to 2 ** 31 - 1, got ${wrong[1]}.`);
   const root = routeTree(routes);
+  const literals = new Map(routes.map((route) => [`${route.method} ${route.path}`, route])); // the quick way to most
   const shared = { bodyLimit, overrides: new Set<readonly [Dependency, Dependency]>() };
-  const scopes = new Set<Scope>(); // of the requests that are not finished
+  const scopes: Scope[] = []; // of the requests that are not finished; no Set: see responseDone
   const connections = new Map<Socket, { responses: number }>();
   const whenIdle: (() => void)[] = [];
   let server: http.Server | undefined;
@@ -105,40 +105,39 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   async function serve(request: IncomingMessage, res: ServerResponse): Promise<void> {
     const scope = new Scope(request, new BackgroundTasks({ ...taskOptions, request }), shared);
     const connection = connections.get(request.socket) ?? connect(request.socket);
-    scopes.add(scope);
+    scope.place = scopes.push(scope) - 1;
     connection.responses += 1;
     const done = responseDone(res);
     res.on('timeout', (socket: Socket) => socket.writableLength > 0 && socket.destroy()); // 7.10: a stalled reader
     const stream = await answer(scope, res);
-    if (stream || res.writableLength > 0) void watch(res.setTimeout(stallTimeoutMs), done);
+    if (stream || res.writableLength > 0) watch(res, done);
     if (stream) await pipe(stream, res, done);
     await done;
     connection.responses -= 1;
     if (closing && connection.responses === 0) request.socket.destroySoon();
     if (request.readableDidRead) request.resume(); // 7.17
     await scope.tasks.run();
-    await scope.unwind(taskOptions);
-    scopes.delete(scope);
-    if (scopes.size === 0) for (const resolve of whenIdle.splice(0)) resolve();
+    if (scope.cleanUps.length > 0) await scope.unwind(taskOptions);
+    const last = scopes.pop()!;
+    if (last !== scope) scopes[last.place = scope.place] = last;
+    if (scopes.length === 0) for (const resolve of whenIdle.splice(0)) resolve();
   }
 
   /**
    * 7.10: what a client sends keeps the socket's timer from firing, so it is not read while a response waits for it.
    * A request that is still arriving is: its handler may need it, and Node limits its time.
    */
-  async function watch({ req, req: { socket } }: ServerResponse, done: Promise<void>): Promise<void> {
+  function watch(res: ServerResponse, done: Promise<void>): void {
+    const { req, req: { socket } } = res.setTimeout(stallTimeoutMs);
     const look = (): Socket => (req.complete && socket.writableLength > 0 ? socket.pause() : socket.resume());
     const timer = setInterval(look, stallTimeoutMs);
-    await done;
-    clearInterval(timer);
-    socket.resume();
+    void done.then(() => { clearInterval(timer); socket.resume(); });
   }
 
   /** Sends the response, up to a body that is a stream: that is returned. */
   async function answer(scope: Scope, res: ServerResponse): Promise<ReadableStream | null> {
     try {
-      const { handler, inputs, parameters } = find(root, scope);
-      scope.parameters = parameters;
+      const { handler, inputs } = scope.route = find(scope, root, literals);
       return send(res, await handler(await scope.resolve(inputs)));
     } catch (error) {
       const { left } = await scope.unwindAfter(error);
@@ -190,9 +189,8 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     const over = new AbortController();
     done.then(() => { over.abort(); return reader.cancel(); }).catch(() => {}); // the client has left, or all is sent
     try {
-      for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
+      for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read())
         if (!res.write(chunk.value)) await once(res, 'drain', over); // 7.15: it may never drain
-      }
       res.end();
     } catch (error) {
       if (!over.signal.aborted) report(`The response to ${res.req.method} ${res.req.url} broke off:`, error);
@@ -200,15 +198,12 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     }
   }
 
-  function connect(socket: Socket): { responses: number } {
-    const connection = { responses: 0 };
-    connections.set(socket.once('close', () => connections.delete(socket)), connection);
-    return connection;
-  }
+  const connect = (socket: Socket): { responses: number } =>
+    connections.set(socket.once('close', () => connections.delete(socket)), { responses: 0 }).get(socket)!;
 
   const disconnect = (): void => { for (const socket of connections.keys()) socket.destroy(); };
 
-  const idle = (): Promise<void> => new Promise((resolve) => (scopes.size > 0 ? whenIdle.push(resolve) : resolve()));
+  const idle = (): Promise<void> => new Promise((resolve) => (scopes.length > 0 ? whenIdle.push(resolve) : resolve()));
 
   /** 7: the first half of the time is for the responses, the other one for the tasks of those that had to be cut. */
   async function drain(): Promise<{ unfinished: string[] }> {
@@ -241,9 +236,8 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     },
     close: () => (closing ??= drain()),
     idle,
-    get pending() { return scopes.size; },
-    override(dependency, replacement) {
-      const override = [dependency, replacement] as const;
+    get pending() { return scopes.length; },
+    override(...override) {
       shared.overrides.add(override);
       return () => void shared.overrides.delete(override);
     },
@@ -258,7 +252,7 @@ function routeTree(routes: readonly Route[]): Node {
   for (const route of routes) {
     const where = `${route.method} ${route.path}`;
     let node = root;
-    for (const segment of route.segments) {
+    for (const segment of route.path.split('/').slice(1)) {
       const key = segment.startsWith(':') ? ':' : segment;
       const child = node.children.get(key) ?? { children: new Map(), routes: new Map() };
       node.children.set(key, child);
@@ -273,9 +267,11 @@ function routeTree(routes: readonly Route[]): Node {
 }
 
 /** @throws HTTPError 400 for a path that is not percent-encoded UTF-8, 404, or 405 with the methods that there are. */
-function find(root: Node, scope: Scope): Route {
+function find(scope: Scope, root: Node, literals: ReadonlyMap<string, Route>): Route {
   const { method = '', url = '' } = scope.request;
   const [path = ''] = (url.startsWith('/') ? url : url.replace(/^[a-z][a-z\d+.-]*:\/\/[^/?]*\/?/i, '/')).split('?', 1);
+  const literal = literals.get(`${method} ${path}`);
+  if (literal?.parameters.size === 0) return literal;
   try {
     const segments = path.split('/').slice(1); // split before it is decoded: %2F is data
     scope.segments = path.includes('%') ? segments.map(decodeURIComponent) : segments;
@@ -329,8 +325,7 @@ async function main(): Promise<void> {
   const { url } = await app.listen({ port, host }).catch((error: Error) => exit(1, error.message));
   let signals = 0;
   const stop = async (_signal: string, number: number): Promise<void> => {
-    if (signals++ > 0) process.exit(128 + number);
-    process.exit((await app.close()).unfinished.length > 0 ? 1 : 0);
+    process.exit(signals++ > 0 ? 128 + number : (await app.close()).unfinished.length > 0 ? 1 : 0);
   };
   process.on('SIGINT', stop).on('SIGTERM', stop);
   console.log(`listening on ${url}`);

@@ -417,7 +417,7 @@ for (const [kind, twice] of Object.entries<(log: string[]) => Dependency<unknown
     await server.app.idle();
     assert.deepEqual(log, ['enter outer', 'closed', 'exit outer']);
     assert.equal(lines.length, 1);
-    assert.match(lines[0] ?? '', /clean-up of twice failed: Error: Expected .* one value, but it yielded a second/);
+    assert.match(lines[0] ?? '', /clean-up of twice\): Error: Expected .* one value, but it yielded a second/);
   });
 
   test(`10 ${kind} that yields again instead of throwing the error is 500, and closed`, async (t) => {
@@ -449,7 +449,7 @@ for (const afterFailure of ['continue', 'stop'] as const) {
       await server.app.idle();
       assert.deepEqual(log.slice(2), ['exit inner', 'exit outer']);
       assert.equal(lines.length, 1);
-      assert.match(lines[0] ?? '', /clean-up of failing failed: Error: not closed\n +at /);
+      assert.match(lines[0] ?? '', /clean-up of failing\): Error: not closed\n +at /);
     });
 }
 
@@ -497,7 +497,7 @@ test('10 a task that is added while unwinding after success is refused, which is
   await server.app.idle();
   assert.deepEqual(log, []);
   assert.equal(lines.length, 1);
-  assert.match(lines[0] ?? '', /clean-up of late failed: Error: Too late to add farewell/);
+  assert.match(lines[0] ?? '', /clean-up of late\): Error: Too late to add farewell/);
 });
 
 test('4 after a throw the queue is discarded, once it is unwound: told on background-tasks:dropped, not on stderr',

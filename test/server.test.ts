@@ -506,7 +506,7 @@ for (const [kind, fail] of Object.entries(failures)) {
       await server.app.idle();
       assert.deepEqual(log.entries, ['first', 'middle', 'last'].filter((each) => each !== place));
       assert.equal(lines.length, 1);
-      assert.match(lines[0] ?? '', /^Background task \S.* failed: /);
+      assert.match(lines[0] ?? '', /^Background task failed \(\S.*\): /);
     }
   });
 }
@@ -521,7 +521,7 @@ test("3 afterFailure: 'stop' drops the rest of that request's queue, and of no o
   for (const id of ['failing', 'fine']) await ask(`${server.url}/${id}`, { method: 'POST' });
   await server.app.idle();
   assert.deepEqual(log.entries, ['fine']);
-  assert.match(lines[0] ?? '', /^Background task charge failed: Error: expected\n +at /);
+  assert.match(lines[0] ?? '', /^Background task failed \(charge\): Error: expected\n +at /);
   assert.match(lines[1] ?? '', /^Dropped task write/);
   assert.equal(lines.length, 2);
 });
