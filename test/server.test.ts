@@ -324,7 +324,7 @@ for (const [kind, response] of Object.entries<() => unknown>({
           arrived.open(request.socket);
           return response();
         }),
-      ], { stallTimeoutMs: 100 });
+      ], { stallTimeoutMs: 500 });
       using client = await rawClient(server.port);
       client.send(...(place ? GET('/large') : []), ...GET('/'));
       const socket = await arrived;
@@ -371,7 +371,7 @@ for (const [how, leave] of Object.entries({
         tasks.addTask(log.write, 'task');
         request.socket.once('pause', stalled.open);
         return new Response(source(() => parts.shift() ?? gate<string>()));
-      })], { stallTimeoutMs: 100 });
+      })], { stallTimeoutMs: 500 });
       using client = await rawClient(server.port);
       client.socket.pause();
       client.send(...GET('/'));
@@ -397,10 +397,10 @@ test('1 a client that sends its request while it takes nothing of the response i
     };
     readAll().then(read.open, read.open);
     return new Response(source(() => 'x'.repeat(MiB)));
-  })], { stallTimeoutMs: 50 });
+  })], { stallTimeoutMs: 300 });
   using client = await rawClient(server.port);
   client.socket.pause();
-  const end = performance.now() + 200; // four looks at the reader
+  const end = performance.now() + 1000; // three looks at the reader
   client.send('POST / HTTP/1.1', 'host: a', 'transfer-encoding: chunked', '', '1', 'x', '');
   assert.equal(await read, undefined);
 });
