@@ -159,7 +159,7 @@ describe('a case is not sound', () => {
       'send: h1 is there twice', { needs: ['dependencies'] }],
     ['with two requests of the same label', [{ send: {} }, { send: {} }, { end: [] }], 'send: a was sent before'],
     ['that does not say what comes', [{ send: { handler: ['h1'] } }, { response: {} }],
-      'expected an end, or an exited'],
+      'expected an end, an exited, or a failed task'],
     ['of a process, tagged wire', [{ send: {} }, { terminate: 'SIGTERM' }, { exited: {} }], 'expected the tag process'],
     ['of the wire, tagged process', [{ send: {} }, { end: [] }], 'expected the tag wire', { tag: 'process' }],
     ['with lists for a dialect that its clause does not have',
@@ -238,7 +238,9 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
     }
     if ('stderr' in step) for (const name of step.stderr) expect(failed.has(name), `${name} has not failed`);
   }
-  if (!verbs.has('end') && !verbs.has('exited')) found.push('expected an end, or an exited');
+  // After a failure the rest of the world is another clause's subject.
+  const says = ['end', 'exited'].some((verb) => verbs.has(verb)) || failed.size > 0;
+  if (!says) found.push('expected an end, an exited, or a failed task');
   const seen = ['terminate', 'exited', 'stderr'].some((verb) => verbs.has(verb)) ? 'process' : 'wire';
   if (tag !== seen) found.push(`expected the tag ${seen}`);
   if (!uses.delete('lists') && dialect) found.push(`expected lists for ${dialect}`);

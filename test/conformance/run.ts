@@ -106,7 +106,7 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
         } finally {
           const plans = play.end();
           if (play.passed) played.push({ id, plans, counts: plans.map(({ arrived }) => arrived.length) });
-          if (each.tag === 'process') await target.stop();
+          if (each.tag === 'process' || !play.passed) await target.stop(); // it may be dying
         }
       }
     }
@@ -363,12 +363,11 @@ class Play {
 
   /** Each failure that a name was answered with is on stderr. */
   async #stderr(names: readonly string[]): Promise<void> {
-    await this.#fence();
     for (const name of names) {
       const { callbacks, id } = this.#find(name);
       const text = callbacks.failures.get(id) ?? '';
       const found = (): boolean => this.#target.stderr.includes(text);
-      await this.#within(() => `the report of ${name} ('${text}') on stderr`, this.#target.onStderr(found));
+      await this.#within(() => `the report of ${name} ('${text}') on stderr`, this.#target.onStderr(found), true);
     }
   }
 
