@@ -210,7 +210,7 @@ function substitute(inputs: Inputs, overrides: Known['overrides'], known: Known[
     const chosen = [...overrides].findLast(([from]) => from === dependency)?.[1] ?? dependency; // one step only
     const seen = known.find((each) => each.chosen === chosen && each.overrides === overrides);
     if (seen) return [name, seen.made];
-    const others = new Set([...overrides].filter(([, replacement]) => replacement !== chosen));
+    const others = new Set([...overrides].filter(([from, to]) => from !== dependency && to !== chosen));
     const own = substitute(chosen.inputs, others.size < overrides.size ? others : overrides, known);
     const made = [chosen, ...known.map(({ made }) => made)].find(({ read, inputs }) => read === chosen.read
       && inputs.every(([, input], at) => input === own[at]?.[1])) ?? { ...chosen, inputs: own };

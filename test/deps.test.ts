@@ -1016,6 +1016,14 @@ test('10 a dependency with 2 ** 30 paths to an overridden one is resolved once, 
   assert.equal(calls, 60);
 });
 
+test('10 a replacement that comes after another one wraps the original, not the one before', async () => {
+  const name = depends(() => 'original');
+  await using server = await serve([get('/', { name }, ({ name }) => name)]);
+  server.app.override(name, depends(() => 'first'));
+  server.app.override(name, depends({ name }, ({ name }) => `second(${name})`));
+  assert.deepEqual(await answer(server), [200, 'second(original)']);
+});
+
 test('an override that is undone takes no other with it, and the one before it counts again', async () => {
   const name = named('original');
   await using server = await serve([get('/', { name }, ({ name }) => name)]);

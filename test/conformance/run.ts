@@ -106,7 +106,7 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
         } finally {
           const plans = play.end();
           if (play.passed) played.push({ id, plans, counts: plans.map(({ arrived }) => arrived.length) });
-          if (each.tag === 'process' || !play.passed) await target.stop(); // it may be dying
+          if (each.tag === 'process' || !await play.leavesWell()) await target.stop();
         }
       }
     }
@@ -374,6 +374,12 @@ class Play {
   /**
    * Requests without a meaning, one after another, each with a task. What was to come before has come, if it ever does.
    */
+  /** Whether the target is fit for the next case: a failed task may be ending it. */
+  async leavesWell(): Promise<boolean> {
+    const failed = this.#case.steps.some((step) => 'fail' in step);
+    return this.passed && (!failed || await this.#fence().then(() => true, () => false));
+  }
+
   async #fence(times = FENCE): Promise<void> {
     for (let time = 0; time < times; time += 1) {
       const callbacks = this.#harness.plan();
