@@ -371,15 +371,15 @@ class Play {
     }
   }
 
-  /**
-   * Requests without a meaning, one after another, each with a task. What was to come before has come, if it ever does.
-   */
   /** Whether the target is fit for the next case: a failed task may be ending it. */
   async leavesWell(): Promise<boolean> {
     const failed = this.#case.steps.some((step) => 'fail' in step);
     return this.passed && (!failed || await this.#fence().then(() => true, () => false));
   }
 
+  /**
+   * Requests without a meaning, one after another, each with a task. What was to come before has come, if it ever does.
+   */
   async #fence(times = FENCE): Promise<void> {
     for (let time = 0; time < times; time += 1) {
       const callbacks = this.#harness.plan();
