@@ -16,6 +16,8 @@ import { child, gate } from './helpers.ts';
 
 /** For a step that waits in vain: the option under test, and long enough for the steps before on a busy machine. */
 const SHORT = 1000;
+/** So few at once that a step which is to come does come before SHORT. */
+const FEW = { concurrency: 4 };
 /** No port of ours: nothing listens there. */
 const DEAD = 'http://127.0.0.1:1';
 
@@ -87,8 +89,8 @@ async function open(options: ConformanceOptions): Promise<Opened> {
 /** The verdict of one case against a target with these answers. */
 async function verdictOf(answers: Answers, each: Case, deadlineMs?: number): Promise<Verdict> {
   await using server = await target(answers);
-  await using opened = await open({ url: server.url, ...(deadlineMs && { deadlineMs }) });
-  const verdict = await opened.session.run(each);
+  await using opened = await open({ url: server.url });
+  const verdict = await opened.session.run(each, deadlineMs);
   if (verdict.status === 'fail') isSentence(verdict.reason);
   return { ...verdict, ...(verdict.reason && { reason: verdict.reason.replaceAll(server.url, '') }) };
 }
@@ -123,7 +125,7 @@ function isSentence(text: string | undefined): void {
   assert.ok(text.length < 800, text);
 }
 
-describe('an address is refused', { concurrency: true }, () => {
+describe('an address is refused', FEW, () => {
   test('where nothing listens', async () => {
     assert.equal(await refusalOf({ url: DEAD }),
       `GET ${DEAD}/ was refused: connect ECONNREFUSED 127.0.0.1:1. Is the target running there?`);
@@ -188,8 +190,8 @@ describe('an address is refused', { concurrency: true }, () => {
 
   test('that begins its answer, and does not go on', async () => {
     const get: http.RequestListener = (_, response) => void response.write('{');
-    assert.equal(await refusalBy(target({ get }), SHORT),
-      'the answer to GET / did not come within 1000 ms. Is the target running there?');
+    assert.equal(await refusalBy(target({ get }), 200),
+      'the answer to GET / did not come within 200 ms. Is the target running there?');
   });
 
   const runs: [what: string, every: Run, refusal: RegExp][] = [
@@ -219,8 +221,8 @@ describe('an address is refused', { concurrency: true }, () => {
   }
 
   test('whose /run does not answer', async () => {
-    assert.match(await refusalBy(target({ every: () => {} }), SHORT),
-      /: the response to POST \/run did not come within 1000 ms$/);
+    assert.match(await refusalBy(target({ every: () => {} }), 3 * SHORT),
+      /: the response to POST \/run did not come within 3000 ms$/);
   });
 
   for (const url of ['', 'nonsense', 'localhost:9000', 'https://127.0.0.1:9000', 'http://127.0.0.1:9000/api',
@@ -280,7 +282,7 @@ describe('an address is accepted', { concurrency: true }, () => {
   });
 });
 
-describe('a case fails', { concurrency: true }, () => {
+describe('a case fails', FEW, () => {
   /** A target that answers, and then calls as `act` does. */
   const caller = (act: (plan: Plan) => Promise<unknown>): Run => async (plan, response) => {
     send(response, plan);
@@ -426,7 +428,7 @@ describe('a case fails', { concurrency: true }, () => {
   });
 });
 
-describe('a dialect', { concurrency: true }, () => {
+describe('a dialect', FEW, () => {
   const failing: Step[] = [{ response: {} }, { arrive: ['h1'] }, { fail: { name: 'h1' } }];
   const lists = { continue: ['h2', 'h3'], stop: [] };
   const each: Case = {
@@ -682,8 +684,8 @@ describe('after its end, the suite holds nothing open', { concurrency: true }, (
     test(`of a case that waits in vain for ${what}`, async () => {
       await using server = await target({ run });
       assert.deepEqual(await leftBy(server.url, `
-        const session = await openSession({ url, deadlineMs: ${SHORT} });
-        const { status } = await session.run(whole);
+        const session = await openSession({ url });
+        const { status } = await session.run(whole, ${SHORT});
         await session.close();
         if (status !== 'fail') throw new Error(status);
       `), []);

@@ -38,7 +38,8 @@ export interface Verdict {
 
 export interface Session {
   readonly preflight: Preflight;
-  run(each: Case): Promise<Verdict>;
+  /** Plays a case; `deadlineMs` is that of the session unless it is given. */
+  run(each: Case, deadlineMs?: number): Promise<Verdict>;
   /** Calls that came back after their case had passed, which no verdict could count. */
   readonly late: readonly string[];
   close(): Promise<void>;
@@ -86,13 +87,13 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
       arrived.slice(counts[place]).map((name) => `${name} called back after case ${id} had passed`)));
     return { preflight, run, close, get late() { return late(); } };
 
-    async function run(each: Case): Promise<Verdict> {
+    async function run(each: Case, stepMs = deadlineMs): Promise<Verdict> {
       const { id, clause, level, title, dialect } = each;
       const base = { id, clause, level, title, ...(dialect && { dialect }) };
       const missing = lacking(each, preflight, target.canRestart);
       if (missing) return { ...base, status: 'skip', reason: missing };
       for (let time = 1; ; time += 1) {
-        const play = new Play(each, target, harness, preflight, deadlineMs, () => instance);
+        const play = new Play(each, target, harness, preflight, stepMs, () => instance);
         try {
           if (each.tag === 'process') await target.stop();
           if (await target.start()) instance = (await target.preflight()).instance;
@@ -106,7 +107,7 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
         } finally {
           const plans = play.end();
           if (play.passed) played.push({ id, plans, counts: plans.map(({ arrived }) => arrived.length) });
-          if (each.tag === 'process' || !await play.leavesWell()) await target.stop();
+          if (target.canRestart && (each.tag === 'process' || !await play.leavesWell())) await target.stop();
         }
       }
     }
@@ -179,7 +180,7 @@ class Play {
   readonly #preflight: Preflight;
   readonly #deadlineMs: number;
   readonly #sent = new Map<string, Sent>();
-  readonly #fences: { callbacks: Callbacks; exchange: Exchange }[] = [];
+  readonly #fences: Callbacks[] = [];
   readonly #kept = keep();
   #raw: RawConnection | undefined;
   readonly #expected = new Set<string>();
@@ -234,14 +235,14 @@ class Play {
 
   /** Lets go of everything: what is held is answered, connections are closed. */
   end(): Callbacks[] {
-    const sent = [...this.#sent.values(), ...this.#fences];
+    const sent = [...this.#sent.values()];
     for (const { callbacks, exchange } of sent) {
       callbacks.end();
       exchange.leave('close');
     }
     this.#kept.agent.destroy();
     this.#raw?.close();
-    return sent.map(({ callbacks }) => callbacks);
+    return [...sent.map(({ callbacks }) => callbacks), ...this.#fences];
   }
 
   #step(step: Step): Promise<void> | void {
@@ -385,12 +386,17 @@ class Play {
       const callbacks = this.#harness.plan();
       const plan = planOf({ handler: ['fence'] }, callbacks.url);
       const sent = exchange(this.#target.url, 'POST', plan);
-      this.#fences.push({ callbacks, exchange: sent });
-      const { status } = await this.#within(() => `the response to another request (${sent.seen} so far)`, sent.answer);
-      if (status !== 200) throw new Failure(`another request was answered with ${status}`);
-      const arrived = callbacks.until(() => callbacks.arrived.includes('fence'));
-      await this.#within(() => 'the task of another request', arrived);
-      callbacks.answer('fence', 200);
+      this.#fences.push(callbacks);
+      try {
+        const what = (): string => `the response to another request (${sent.seen} so far)`;
+        const { status } = await this.#within(what, sent.answer);
+        if (status !== 200) throw new Failure(`another request was answered with ${status}`);
+        const arrived = callbacks.until(() => callbacks.arrived.includes('fence'));
+        await this.#within(() => 'the task of another request', arrived);
+      } finally {
+        callbacks.end();
+        sent.leave('close');
+      }
     }
   }
 
