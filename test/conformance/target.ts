@@ -117,6 +117,9 @@ export class Target {
     this.#process.stderr?.destroy(); // a process that has left the group may hold it
     await this.exited;
     this.#process = undefined;
+    const { url, deadlineMs } = this.#options;
+    const deadline = performance.now() + deadlineMs;
+    while (performance.now() < deadline && await accepts(url)) await pause(); // a child of it may still be dying
   }
 
   /** @throws Failure in one sentence if the address does not answer the contract's `GET /`. */
