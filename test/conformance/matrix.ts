@@ -110,10 +110,16 @@ export function matrixTable(): string {
   return [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
 }
 
-/** What fails, where, and why: the known deviations. */
+/** What fails, where, and why: the known deviations; cases of one server with the same reason share a row. */
 export function deviationsTable(): string {
-  const rows = peerFolders().flatMap((name) => Object.entries(peerOf(name).deviations)
-    .map(([id, { reason, link }]) => `| ${peerOf(name).name} | ${id} | ${reason} | [source](${link}) |`));
+  const cases = new Map<string, string[]>();
+  for (const peer of peerFolders().map(peerOf)) {
+    for (const [id, { reason, link }] of Object.entries(peer.deviations)) {
+      const row = `| ${peer.name} | CASES | ${reason} | [source](${link}) |`;
+      cases.set(row, [...cases.get(row) ?? [], id]);
+    }
+  }
+  const rows = [...cases].map(([row, ids]) => row.replace('CASES', ids.join(', ')));
   return ['| Server | Case | What happens | |', '| --- | --- | --- | --- |', ...rows].join('\n');
 }
 
