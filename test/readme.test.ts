@@ -124,7 +124,8 @@ test('the last error of a retry is reported', async (t) => {
   const { url, default: app } = await load('retry.ts', t);
   await post(`${url}/jobs?hook=${to}`);
   await app.idle();
-  assert.deepEqual(report.mock.calls.map(({ arguments: [, message] }) => message), ['Background task failed (deliver):']);
+  const messages = report.mock.calls.map(({ arguments: [, message] }) => message);
+  assert.deepEqual(messages, ['Background task failed (deliver):']);
 });
 
 test('a worker thread computes, and its result arrives', async (t) => {

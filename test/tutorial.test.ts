@@ -105,7 +105,7 @@ test('3 POST /important?guard=no leaves the error to the server: stderr has the 
   assert.deepEqual(await app.log(), []);
   assert.equal(error.mock.callCount(), 1);
   const report = format(...error.mock.calls[0]?.arguments ?? []);
-  assert.match(report, /^Background task failed \(processData\): Error: '결제' 처리 불가\n {4}at processData .*tutorial\.ts/);
+  assert.match(report, /^Background task failed \(processData\): Error: '결제' 처리 불가\n +at processData .*tutorial\.ts/);
 });
 
 test('POST /important with any other guard catches the error itself, and stderr stays empty', async (t) => {

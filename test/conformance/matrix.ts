@@ -1,5 +1,5 @@
 /**
- * Holds the reference and the peers against the suite, writes their results, and from these the tables of both README files.
+ * Holds the reference and the peers against the suite, writes their results, and from these the tables of the pages.
  *
  *     npm run matrix                      all of them
  *     npm run matrix -- fastapi koa       these
@@ -28,7 +28,13 @@ interface Peer {
   /** Failing cases that are known, by id. */
   readonly deviations: Readonly<Record<string, { readonly reason: string; readonly link: string }>>;
 }
-interface Result { readonly version: string; readonly date: string; readonly cases: string; readonly outcomes: Outcomes }
+interface Result {
+  readonly version: string;
+  readonly date: string;
+  /** The hash of the cases. */
+  readonly cases: string;
+  readonly outcomes: Outcomes;
+}
 
 /** Changes with every change of a case. */
 export function casesHash(): string {
@@ -61,8 +67,8 @@ async function freePort(): Promise<number> {
 /** Plays all cases against a peer, started by its own command. */
 async function play(name: string): Promise<{ result: Result; verdicts: Verdict[] }> {
   const url = `http://127.0.0.1:${await freePort()}`;
-  const flags = process.execArgv.map((flag) => JSON.stringify(flag)).join(' ');
-  const reference = `${JSON.stringify(process.execPath)} ${flags} ${JSON.stringify(fileURLToPath(new URL('server.ts', ROOT)))} reference.ts`;
+  const words = [process.execPath, ...process.execArgv, fileURLToPath(new URL('server.ts', ROOT)), 'reference.ts'];
+  const reference = words.map((word) => JSON.stringify(word)).join(' ');
   const target = { url, cwd: fileURLToPath(folderOf(name)), command: name === REFERENCE ? reference : './run' };
   const session = await openSession(target);
   const { version } = session.preflight;
@@ -95,6 +101,12 @@ function differences(result: Result, committed: Result | undefined): string[] {
   });
 }
 
+/** The dialects, and what the matrix calls them. */
+const BEHAVIOURS = {
+  afterFailure: 'After a failure', onThrow: 'On a throw', brokenStream: 'Broken stream', cleanUp: 'Clean-up',
+  concurrency: 'Tasks run',
+};
+
 /** The matrix of the README: one row a server. */
 export function matrixTable(): string {
   const rows = [REFERENCE, ...peerFolders()].flatMap((name) => {
@@ -103,10 +115,10 @@ export function matrixTable(): string {
     const { core, robust, behaviours: b } = tally(result.outcomes);
     const label = name === REFERENCE ? '**response-first** (this)' : `[${peerOf(name).name}](fixtures/peers/${name})`;
     const idiom = name === REFERENCE ? '`BackgroundTasks`' : peerOf(name).idiom;
-    const seen = ['afterFailure', 'onThrow', 'brokenStream', 'cleanUp', 'concurrency'].map((dialect) => b[dialect] ?? '–');
+    const seen = Object.keys(BEHAVIOURS).map((dialect) => b[dialect] ?? '–');
     return [[label, idiom, result.version, ofCount(core), ofCount(robust), ...seen]];
   });
-  const head = ['Server', 'Idiom', 'Versions', 'Core', 'Robust', 'After a failure', 'On a throw', 'Broken stream', 'Clean-up', 'Tasks run'];
+  const head = ['Server', 'Idiom', 'Versions', 'Core', 'Robust', ...Object.values(BEHAVIOURS)];
   return [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
 }
 
@@ -126,10 +138,13 @@ export function deviationsTable(): string {
 /** The clauses that have cases, from their files. */
 export function clauseTable(): string {
   const rows = allClauses().map(({ clause, tag, level, title, source, why, bugs = [], cases }) => {
-    const links = bugs.map((url) => `[${url.replace(/.*github.com\/[^/]+\/([^/]+)\/\w+\//, '$1 #')}](${url})`).join(', ');
-    return `| ${clause} | ${level} | ${tag} | ${title}. | ${why}${links && ` Seen in ${links}.`} | ${source} | ${cases.length} |`;
+    const name = (url: string): string => url.replace(/.*github.com\/[^/]+\/([^/]+)\/\w+\//, '$1 #');
+    const links = bugs.map((url) => `[${name(url)}](${url})`).join(', ');
+    const reason = `${why}${links && ` Seen in ${links}.`}`;
+    return [clause, level, tag, `${title}.`, reason, source, cases.length];
   });
-  return ['| Clause | Level | Tag | Statement | Why | Source | Cases |', '| --- | --- | --- | --- | --- | --- | --- |', ...rows].join('\n');
+  const head = ['Clause', 'Level', 'Tag', 'Statement', 'Why', 'Source', 'Cases'];
+  return [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
 }
 
 /** The text with the part between `<!-- name -->` and `<!-- /name -->` replaced. */
@@ -171,7 +186,8 @@ async function main(): Promise<void> {
 
 /** One outcome a line. */
 function serialised({ outcomes, ...head }: Result): string {
-  const lines = Object.entries(outcomes).map(([id, outcome]) => `    ${JSON.stringify(id)}: ${JSON.stringify(outcome)}`);
+  const line = (value: unknown): string => JSON.stringify(value);
+  const lines = Object.entries(outcomes).map(([id, outcome]) => `    ${line(id)}: ${line(outcome)}`);
   const start = JSON.stringify(head, undefined, 2).replace(/\n}$/, '');
   return `${start},\n  "outcomes": {\n${lines.join(',\n')}\n  }\n}\n`;
 }

@@ -1,7 +1,9 @@
 /**
  * The report of test/conformance.test.ts, for people, and as JSON in the file that CONFORMANCE_JSON names:
- * `TARGET=… node --test --test-reporter=./test/conformance/reporter.ts test/conformance.test.ts` (Node 22.18 or later:
- * Node 20 loads a reporter before tsx).
+ *
+ *     TARGET=… node --test --test-reporter=./test/conformance/reporter.ts test/conformance.test.ts
+ *
+ * Node 22.18 or later: Node 20 loads a reporter before tsx.
  */
 import { writeFileSync } from 'node:fs';
 import { allCases } from './cases.ts';
@@ -29,8 +31,8 @@ export default async function* reporter(events: AsyncIterable<TestEvent>): Async
     } else if ((type === 'test:pass' || type === 'test:fail') && id) {
       const status = data.skip ? 'skip' : type === 'test:pass' ? 'pass' : 'fail';
       last = outcomes[id] = { status };
-      const cause = data.details?.error?.cause;
-      const text = status === 'skip' ? `${data.skip}` : cause instanceof Error ? cause.message : data.details?.error?.message;
+      const { cause, message } = data.details?.error ?? {};
+      const text = status === 'skip' ? `${data.skip}` : cause instanceof Error ? cause.message : message;
       if (status !== 'pass' && text) last.reason = text;
       if (status === 'fail') yield `\n${cases.get(id)?.level} ${name}\n${text?.replace(/^/gm, '  ')}\n`;
     } else if (type === 'test:fail' && data.nesting === 1) {
