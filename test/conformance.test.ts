@@ -6,12 +6,10 @@
  * With TARGET_COMMAND beside it the suite starts and ends the server itself. Without both it tests the reference, in
  * both of its dialects.
  */
-import { once } from 'node:events';
-import net, { type AddressInfo } from 'node:net';
 import { after, before, describe, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 import { allCases } from './conformance/cases.ts';
 import { Failure } from './conformance/harness.ts';
+import { freePort, nodeCommand } from './conformance/local.ts';
 import { openSession, type ConformanceOptions, type Session, type Verdict } from './conformance/run.ts';
 
 const { TARGET, TARGET_COMMAND, REPEAT = '1', DEADLINE_MS = '10000' } = process.env;
@@ -21,9 +19,12 @@ if (TARGET || TARGET_COMMAND) {
   const url = TARGET || 'http://127.0.0.1:9000';
   suite('the target', { ...shared, url, ...(TARGET_COMMAND && { command: TARGET_COMMAND }) });
 } else {
+  const here = (path: string): URL => new URL(path, import.meta.url);
+  const reference = nodeCommand(here('../server.ts'), here('../fixtures/conformance/reference.ts'));
   for (const dialect of ['continue', 'stop']) {
     const url = `http://127.0.0.1:${await freePort()}`;
-    suite(`the reference, afterFailure ${dialect}`, { ...shared, url, command: reference(dialect) });
+    const command = `AFTER_FAILURE=${dialect} ${reference}`;
+    suite(`the reference, afterFailure ${dialect}`, { ...shared, url, command });
   }
 }
 
@@ -69,20 +70,4 @@ function report({ reason, transcript = [], curl }: Verdict): string {
 /** An error of the target's: where the suite noticed it is of no use to anybody. */
 function withoutStack(message: string): Error {
   return Object.assign(new Error(message), { stack: message });
-}
-
-/** The command of the reference, run as this process is. */
-function reference(dialect: string): string {
-  const here = (path: string): string => fileURLToPath(new URL(path, import.meta.url));
-  const flags = process.execArgv.filter((flag) => !flag.startsWith('--test'));
-  const words = [process.execPath, ...flags, here('../server.ts'), here('../fixtures/conformance/reference.ts')];
-  return `AFTER_FAILURE=${dialect} ${words.map((word) => JSON.stringify(word)).join(' ')}`;
-}
-
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  await once(server.close(), 'close');
-  return port;
 }

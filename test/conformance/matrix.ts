@@ -7,12 +7,11 @@
  *     npm run matrix -- --tables          the tables only
  */
 import { createHash } from 'node:crypto';
-import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import net, { type AddressInfo } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { allCases, allClauses, clauseFiles } from './cases.ts';
+import { freePort, nodeCommand } from './local.ts';
 import { ofCount, tally, type Outcomes } from './report.ts';
 import { openSession, type Verdict } from './run.ts';
 
@@ -56,19 +55,10 @@ export const resultOf = (name: string): Result | undefined => {
   return existsSync(url) ? read(url) : undefined;
 };
 
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  await once(server.close(), 'close');
-  return port;
-}
-
 /** Plays all cases against a peer, started by its own command. */
 async function play(name: string): Promise<{ result: Result; verdicts: Verdict[] }> {
   const url = `http://127.0.0.1:${await freePort()}`;
-  const words = [process.execPath, ...process.execArgv, fileURLToPath(new URL('server.ts', ROOT)), 'reference.ts'];
-  const reference = words.map((word) => JSON.stringify(word)).join(' ');
+  const reference = nodeCommand(new URL('server.ts', ROOT), new URL('reference.ts', folderOf(REFERENCE)));
   const target = { url, cwd: fileURLToPath(folderOf(name)), command: name === REFERENCE ? reference : './run' };
   const session = await openSession(target);
   const { version } = session.preflight;
