@@ -106,7 +106,8 @@ const KINDS: Record<string, Kind> = {
   /** Asks for much, and reads nothing of it or only the first bytes. */
   async stall(hostile) {
     const { client, random, first, meanwhile } = hostile;
-    client.send(requestOf('GET', `/${random.chance(0.05) ? 'stalls' : random.pick(['large', 'stream'])}?id=${first}&kind=stall`));
+    const path = random.chance(0.05) ? 'stalls' : random.pick(['large', 'stream']);
+    client.send(requestOf('GET', `/${path}?id=${first}&kind=stall`));
     if (random.chance(0.5)) await Promise.race([once(client.socket, 'data').catch(() => {}), client.closed]);
     client.socket.pause();
     if (random.chance(0.3)) client.send(anyRequest(random, first + 1, 'stall'));
@@ -158,8 +159,7 @@ await endure(import.meta.url, size(120_000, 3_600_000), async ({ claim, random, 
     while (!over) {
       client ??= connect(server.port);
       const id = HONEST + honest.sent++;
-      const kind = id % 3 === 0 ? requestOf('POST', '/body', `{"id":"${id}"}`) : requestOf('POST', `/order?id=${id}`);
-      client.send(kind);
+      client.send(id % 3 > 0 ? requestOf('POST', `/order?id=${id}`) : requestOf('POST', '/body', `{"id":"${id}"}`));
       const answer = await client.answer();
       if (answer?.status === 200 && answer.body === `"${id}"`) honest.answered += 1;
       else missing.push(id);

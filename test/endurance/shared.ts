@@ -213,8 +213,11 @@ export function connect(port: number): Client {
   const waiting: ((answer: Answer | undefined) => void)[] = [];
   let rest = '';
   let over = false;
-  const take = (answer: Answer): void => { const next = waiting.shift(); if (next) next(answer); else answers.push(answer); };
-  const parse = answersIn(take);
+  const parse = answersIn((answer) => {
+    const next = waiting.shift();
+    if (next) next(answer);
+    else answers.push(answer);
+  });
   const closed = new Promise<string>((resolve) => socket.on('close', () => {
     over = true;
     for (const each of waiting.splice(0)) each(undefined);

@@ -1,0 +1,126 @@
+/**
+ * What the README's back-pressure recipe does under ten times of what it can take: `node --import tsx
+ * test/endurance/overload.ts`. The recipe itself is run; its tasks call this process, which lets one of them go on for
+ * every ten requests that were sent, and so sets the capacity.
+ */
+import { once } from 'node:events';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import http, { type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import type { App } from '../../server.ts';
+import { connect, endure, megabytes, number, probe, requestOf, size, startServer, type Answer } from './shared.ts';
+
+const { RECIPE } = process.env;
+const recipe = RECIPE ? await import(pathToFileURL(RECIPE).href) as { default: App } : undefined;
+export default recipe && probe(recipe.default);
+
+/** The recipe as the README has it, but for where it finds server.ts; and its bound. */
+async function writeRecipe(folder: string): Promise<{ file: string; bound: number }> {
+  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
+  const code = /```ts\n\/\/ back-pressure\.ts\n(.*?)```/s.exec(readme)?.[1];
+  const bound = Number(/MAX_PENDING = (\d+)/.exec(code ?? '')?.[1]);
+  if (!code || !bound) throw new Error('Expected the README to have back-pressure.ts, with MAX_PENDING.');
+  const file = join(folder, 'back-pressure.ts');
+  await writeFile(join(folder, 'package.json'), '{"type":"module"}');
+  await writeFile(file, code.replace("'./server.ts'", `'${new URL('../../server.ts', import.meta.url).href}'`));
+  return { file, bound };
+}
+
+await endure(import.meta.url, size(120_000, 600_000), async ({ claim, stage }) => {
+  const folder = await mkdtemp(join(tmpdir(), 'endurance-'));
+  const { file, bound } = await writeRecipe(folder);
+  const seconds = size(3, 30);
+
+  /** The tasks that have called and wait for their answer, and how often each has called. */
+  const held: ServerResponse[] = [];
+  const calls = new Map<string, number>();
+  let opened = false; // then nobody waits any more
+  const hooks = http.createServer((req, res) => {
+    calls.set(req.url ?? '', (calls.get(req.url ?? '') ?? 0) + 1);
+    if (opened) res.end(); else held.push(res);
+  }).listen(0, '127.0.0.1');
+  await once(hooks, 'listening');
+  const hook = `http://127.0.0.1:${(hooks.address() as AddressInfo).port}`;
+
+  await using server = await startServer(import.meta.url, { RECIPE: file });
+  const accepted: string[] = [];
+  const wrong: string[] = [];
+  let sent = 0;
+  let refused = 0;
+  const jobs = (client: ReturnType<typeof connect>) => async (): Promise<boolean> => {
+    const name = `/${sent++}`;
+    client.send(requestOf('POST', `/jobs?hook=${encodeURIComponent(hook + name)}`));
+    const answer = await client.answer();
+    if (answer?.status === 200) accepted.push(name);
+    else if (isRefusal(answer)) refused += 1;
+    else wrong.push(`${name} got ${answer?.head.split('\r\n', 1) ?? 'no answer'}`);
+    return answer?.status === 200;
+  };
+
+  stage('the first requests, while every task is held');
+  const first = connect(server.port);
+  const ask = jobs(first);
+  while (await ask());
+  const full = accepted.length;
+  for (let times = 1; times < 10 * bound; times += 1) await ask();
+  claim(full === bound && refused === 10 * bound && accepted.length === full,
+    'while every task is held, requests over the bound have 503 at once, with Retry-After',
+    `${full} accepted, ${number(refused)} refused`);
+
+  stage('ten times of what it can take');
+  const clients = Array.from({ length: 10 * bound }, () => connect(server.port));
+  let over = false;
+  let released = 0;
+  const begin = sent;
+  const load = Promise.all(clients.map(async (client) => {
+    for (const ask = jobs(client); !over;) {
+      await ask();
+      for (; released < (sent - begin) / 10 && held.length > 0; released += 1) held.shift()?.end();
+    }
+  }));
+  const settle = async (ms: number): ReturnType<typeof server.figures> => {
+    for (const end = performance.now() + ms; performance.now() < end;) {
+      await server.figures();
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    return server.figures('collected');
+  };
+  const early = await settle(seconds * 1000 / 3);
+  const late = await settle(seconds * 2000 / 3);
+  over = true;
+  await load;
+  const under = { sent: sent - begin, accepted: accepted.length - full, refused: refused - 10 * bound };
+  claim(wrong.length === 0, 'under load every answer is 200, or 503 with Retry-After', wrong.length > 0
+    ? `${wrong.length} are not: ${wrong.slice(0, 3).join('; ')}`
+    : `${clients.length} clients, ${number(under.sent)} sent, ${number(under.accepted)} accepted in ${seconds} s`);
+  claim(under.accepted > 0 && under.accepted <= released + bound, 'it accepts as much as it can do, and no more',
+    `${number(under.accepted)} accepted, ${number(released)} tasks let go on`);
+  claim(late.heap <= 1.2 * early.heap, 'the heap after collection, under load, is at most 1.2 × that of the first third',
+    `${megabytes(early.heap)}, ${megabytes(late.heap)} (${(late.heap / early.heap).toFixed(3)}); RSS ${
+      megabytes(early.rss)}, ${megabytes(late.rss)}`);
+
+  stage('the end of all tasks');
+  opened = true;
+  for (const res of held.splice(0)) res.end();
+  await server.until(({ pending }) => pending === 0);
+  const again = await ask();
+  await server.until(({ pending }) => pending === 0);
+  claim(again, 'when the load is over, the next request is accepted, by itself');
+  const lost = accepted.filter((name) => calls.get(name) !== 1);
+  claim(lost.length === 0 && calls.size === accepted.length, 'every accepted request ran its task once, and no other did',
+    `${number(accepted.length)} accepted, ${number(calls.size)} called${lost.length > 0 ? `; not ${lost.slice(0, 5)}` : ''}`);
+  for (const { socket } of [first, ...clients]) socket.destroy();
+  server.kill('SIGTERM');
+  const { code } = await server.exited;
+  claim(code === 0 && server.stderr === '', 'after SIGTERM it exits with 0, and wrote nothing to stderr',
+    `${code}${server.stderr.slice(0, 500)}`);
+  hooks.close().closeAllConnections();
+  await rm(folder, { recursive: true });
+});
+
+function isRefusal(answer: Answer | undefined): boolean {
+  return answer?.status === 503 && /\r\nretry-after: 1(\r|$)/i.test(answer.head);
+}
