@@ -167,15 +167,15 @@ await endure(import.meta.url, size(120_000, 1_800_000), async ({ claim, random, 
     claim(wrong === 0, `3 whatever a task does, its client sees nothing of it, ${how}`, number(targets.length));
     claim(finished === targets.length && end.notes.length === 0, `2, 3 the tasks after it run, in order, ${how}`,
       [`${number(finished)} of ${number(targets.length)} queues`, ...end.notes.slice(0, 3)].join('; '));
+    server.kill('SIGTERM');
+    const { code } = await server.exited;
+    claim(code === 0, '7 after SIGTERM it exits with 0', `${code}`);
     const reports = server.stderr.split('Background task failed (hostile)').length - 1;
     claim(reports === failing && reported === (own ? failing : 0), `3 each failure is reported once, ${how}`,
       `${number(reports)} of ${number(failing)} on stderr, ${number(reported)} to onTaskError`);
     const orphans = server.stderr.split('Unhandled rejection:').length - 1;
     claim(orphans === ORPHANS * VALUES.length * rounds, '3 a rejection that is left behind is logged, and no more',
       number(orphans));
-    server.kill('SIGTERM');
-    const { code } = await server.exited;
-    claim(code === 0, '7 after SIGTERM it exits with 0', `${code}`);
   }
 
   stage('a task that adds 100,000');
