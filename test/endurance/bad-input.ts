@@ -176,7 +176,7 @@ const SLOW: readonly string[] = [`/search?q=${'x'.repeat(15_000)}`, `/search${'?
   `/items/${'%2F'.repeat(5_000)}`, `${'a'.repeat(15_000)}://`, `http://${'a'.repeat(15_000)}`,
   `a${'://'.repeat(5_000)}`];
 
-await endure(import.meta.url, size(120_000, 3_600_000), async ({ claim, random, stage }) => {
+await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, stage }) => {
   const total = size(20_000, 1_000_000);
   await using server = await startServer(import.meta.url);
   const statuses = new Map<string, number>();
@@ -255,7 +255,7 @@ await endure(import.meta.url, size(120_000, 3_600_000), async ({ claim, random, 
         if (answer?.status !== 422) bad.push(`${open} ${depth} deep, to ${where}, got ${answer?.status}`);
         return answer?.body.includes(open.repeat(depth)) ?? false;
       };
-      let [low, high] = [1, 40_000];
+      let [low, high] = [1, 16_000];
       while (high - low > 1) {
         const middle = (low + high) >> 1;
         if (await isEchoed(middle)) low = middle; else high = middle;

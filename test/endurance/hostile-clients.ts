@@ -144,7 +144,7 @@ const KINDS: Record<string, Kind> = {
   },
 };
 
-await endure(import.meta.url, size(120_000, 3_600_000), async ({ claim, random, stage }) => {
+await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, stage }) => {
   const total = size(3_000, 100_000);
   await using server = await startServer(import.meta.url);
   const honest = { sent: 0, answered: 0 };

@@ -128,7 +128,7 @@ export default probe(createApp([
   }),
 ], process.env['OWN_REPORT'] ? { onTaskError, drainTimeoutMs: 2000 } : { drainTimeoutMs: 2000 }), counts, notes);
 
-await endure(import.meta.url, size(120_000, 1_800_000), async ({ claim, random, stage }) => {
+await endure(import.meta.url, size(300_000, 1_800_000), async ({ claim, random, stage }) => {
   const combine = (path: string, ways: readonly unknown[]): string[] => [...ways.keys()].flatMap((way) => (
     [...VALUES.keys()].map((value) => `${path}?way=${way}&value=${value}`)));
   const all = combine('/fails', FAILURES);

@@ -29,7 +29,7 @@ async function writeRecipe(folder: string): Promise<{ file: string; bound: numbe
   return { file, bound };
 }
 
-await endure(import.meta.url, size(120_000, 600_000), async ({ claim, stage }) => {
+await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) => {
   const folder = await mkdtemp(join(tmpdir(), 'endurance-'));
   const { file, bound } = await writeRecipe(folder);
   const seconds = size(3, 30);

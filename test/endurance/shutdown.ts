@@ -146,7 +146,7 @@ const stuck: Role = async ({ port, id, took }) => {
 
 const ROLES = [kept, pipelined, slowSender, slowReader, halfHead, halfBody];
 
-await endure(import.meta.url, size(120_000, 3_600_000), async ({ claim, random, stage }) => {
+await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, stage }) => {
   const folder = await mkdtemp(join(tmpdir(), 'endurance-'));
   const sum = { accepted: 0, answered: 0, tasks: 0, cut: 0, named: 0, longest: 0 };
   const lost: string[] = []; // what the rounds saw that must not be
