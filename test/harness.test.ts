@@ -10,7 +10,7 @@ import path from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
 import { call, checkpoint, type Plan } from '../fixtures/conformance/callback.ts';
 import { allCases, type Case, type Step } from './conformance/cases.ts';
-import { Failure, startHarness } from './conformance/harness.ts';
+import { Failure, startHarness, within } from './conformance/harness.ts';
 import { conformance, openSession, type ConformanceOptions, type Session, type Verdict } from './conformance/run.ts';
 import { child, gate } from './helpers.ts';
 
@@ -221,8 +221,8 @@ describe('an address is refused', FEW, () => {
   }
 
   test('whose /run does not answer', async () => {
-    assert.match(await refusalBy(target({ every: () => {} }), 3 * SHORT),
-      /: the response to POST \/run did not come within 3000 ms$/);
+    assert.match(await refusalBy(target({ every: () => {} }), 2 * SHORT),
+      /: the response to POST \/run did not come within 2000 ms$/);
   });
 
   for (const url of ['', 'nonsense', 'localhost:9000', 'https://127.0.0.1:9000', 'http://127.0.0.1:9000/api',
@@ -710,14 +710,17 @@ describe('the callback server', () => {
     const callbacks = harness.plan();
     const first = gate();
     const plan = { callback: callbacks.url } as Plan;
-    void call(plan, 'h1').then(() => first.open());
+    call(plan, 'h1').then(() => first.open(), () => {});
     await callbacks.until(() => callbacks.arrived.length === 1);
-    await call(plan, 'h1');
-    assert.deepEqual([callbacks.arrived, callbacks.held], [['h1', 'h1'], ['h1']]);
-    callbacks.answer('h1', 200);
-    await first;
-    assert.throws(() => callbacks.answer('h1', 200), /^Error: h1 is not being held$/);
-    harness.close();
+    try {
+      await within(10 * SHORT, 'the answer to the second call', call(plan, 'h1'));
+      assert.deepEqual([callbacks.arrived, callbacks.held], [['h1', 'h1'], ['h1']]);
+      callbacks.answer('h1', 200);
+      await first;
+      assert.throws(() => callbacks.answer('h1', 200), /^Error: h1 is not being held$/);
+    } finally {
+      harness.close();
+    }
   });
 });
 
