@@ -1,0 +1,1046 @@
+/**
+ * The repository with one defect each. The first list is for the suite: `fails` is what it finds, no more and no less.
+ * The second one is for what only a unit test can show: one of `tests`, whose title matches `pattern`, fails.
+ */
+
+export interface Change {
+  /** What the defect does, as a statement. */
+  readonly name: string;
+  readonly file: 'background.ts' | 'deps.ts' | 'server.ts' | 'fixtures/conformance/reference.ts';
+  /** Occurs once in `file`, and is replaced by `to`. */
+  readonly from: string;
+  readonly to: string;
+}
+export interface Mutant extends Change {
+  /** The ids of the cases that fail. */
+  readonly fails: readonly string[];
+}
+export interface UnitMutant extends Change {
+  readonly tests: string;
+  /** For `--test-name-pattern`. */
+  readonly pattern: string;
+}
+
+const ids = (list: string): string[] => list.trim().split(/\s+/);
+
+const HANDLE = 'await handler(await scope.resolve(inputs))';
+const RUN = 'scope.tasks.run()';
+const CALL = 'task.scope.runInAsyncScope(call, undefined, task)';
+const FAIL = 'await this.#fail(task, error);';
+const BODY = 'const body = plan.stream';
+const EACH = 'of this.#tasks) {';
+
+export const mutants: readonly Mutant[] = [
+  // 1: the response first
+  {
+    name: 'eager: a task starts when it is added',
+    file: 'background.ts',
+    from: 'this.#tasks.push({ info',
+    to: `const before = Promise.resolve(Reflect.get(this, 'before'));
+    Reflect.set(this, 'before', before.then(() => fn(...args)).catch((error: unknown) => report(name, error)));
+    void ({ info`,
+    fails: ids(`
+      1.1.1 1.1.2 1.2.1 1.3.2 1.4.2 2.1.2 2.2.2 2.5.1 2.5.2 3.2.3 3.3.2 3.4.2 4.3.1 4.3.2 4.3.3 4.3.4 7.1.1 7.1.2
+      7.1.3 10.3.1`),
+  },
+  {
+    name: 'the tasks of a dependency start when it has returned',
+    file: 'deps.ts',
+    from: 'const { value, done } = await result.next();',
+    to: `const { value, done } = await result.next();
+    if (this.tasks.unfinished.length > 0) void this.tasks.run();`,
+    fails: ['1.1.2', '10.3.1'],
+  },
+  {
+    name: 'awaits: the tasks run before the response',
+    file: 'fixtures/conformance/reference.ts',
+    from: BODY,
+    to: `if (plan.handler[0]?.id !== 'fence') await tasks.run();\n    ${BODY}`,
+    fails: ids(`
+      1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
+      2.5.1 2.5.2 2.6.1 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.3
+      4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.2.1 7.3.1 7.4.1 7.4.2 7.5.1 10.1.1 10.1.2
+      10.1.3 10.2.1 10.3.1`),
+  },
+  {
+    name: 'leaks the error: a 201, or a stream, waits for the tasks, and is 500 if one of them fails',
+    file: 'fixtures/conformance/reference.ts',
+    from: BODY,
+    to: `if (plan.status === 201 || plan.stream) {
+      const { subscribe } = await import('node:diagnostics_channel');
+      const failures: unknown[] = [];
+      subscribe('background-tasks:error', (told) => failures.push(Reflect.get(told as object, 'error')));
+      await tasks.run();
+      if (failures.length > 0) throw failures[0];
+    }
+    ${BODY}`,
+    fails: ids(`
+      1.2.1 1.3.3 3.1.1 3.1.2 3.1.3 3.1.4 4.1.1 4.4.3 4.5.1`),
+  },
+  {
+    name: 'a response of 1 MiB waits for the tasks',
+    file: 'fixtures/conformance/reference.ts',
+    from: BODY,
+    to: `if (plan.size >= 2 ** 20) await tasks.run();\n    ${BODY}`,
+    fails: ['1.3.4'],
+  },
+  {
+    name: 'the tasks of a streamed response start with its first byte (starlette #3458)',
+    file: 'fixtures/conformance/reference.ts',
+    from: BODY,
+    to: `if (plan.stream) setImmediate(() => tasks.run());\n    ${BODY}`,
+    fails: ['1.2.1'],
+  },
+  {
+    name: 'the last byte of a streamed response waits for the tasks',
+    file: 'fixtures/conformance/reference.ts',
+    from: 'ReadableStream.from(pieces(plan))',
+    to: 'ReadableStream.from((async function* () { yield* pieces(plan); await tasks.run(); })())',
+    fails: ['1.2.1', '1.3.3'],
+  },
+  {
+    name: 'the end of file waits for the tasks',
+    file: 'server.ts',
+    from: 'const done = responseDone(res);',
+    to: `const done = responseDone(res);
+    const { socket } = request;
+    const destroySoon = socket.destroySoon;
+    socket.destroySoon = () => void done.then(() => ${RUN}).then(() => destroySoon.call(socket));`,
+    fails: ['1.4.1', '1.4.2', '5.4.1'],
+  },
+
+  // 2: in order, one at a time, once
+  {
+    name: 'parallel: all tasks start at once, the last one first',
+    file: 'background.ts',
+    from: '(this.#running ??= this.#runInOrder())',
+    to: `(this.#running ??= (async () => {
+    const started = new Set<Task>();
+    for (;;) {
+      const more = this.#tasks.filter((task) => !started.has(task)).reverse();
+      if (more.length === 0) break;
+      await Promise.all(more.map(async (task) => {
+        started.add(task);
+        await (async () => call(task))().catch((error: unknown) => this.#fail(task, error));
+      }));
+    }
+    this.#closed = 'have finished';
+  })())`,
+    fails: ids(`
+      2.1.1 2.1.2 2.1.3 2.2.1 2.3.1 2.5.1 2.6.1 3.2.1 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3
+      10.1.1 10.1.2 10.2.1 10.3.1`),
+  },
+  {
+    name: 'reversed: the last task added runs first',
+    file: 'background.ts',
+    from: EACH,
+    to: 'of this.#tasks.reverse()) {',
+    fails: ids(`
+      2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.4.1 2.5.1 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5
+      4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 7.1.1 7.1.2 10.1.1 10.1.2 10.2.1 10.3.1`),
+  },
+  {
+    name: 'twice: each task runs, and then again',
+    file: 'background.ts',
+    from: 'if (pending) await pending;',
+    to: 'if (pending) await pending;\n        await call(task);',
+    fails: ids(`
+      1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
+      2.5.1 2.5.2 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4
+      4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.2.1 7.3.1 7.4.1 7.4.2 10.1.1 10.1.2 10.1.3
+      10.2.1 10.3.1 10.4.1`),
+  },
+  {
+    name: 'a task that has failed is tried again',
+    file: 'background.ts',
+    from: FAIL,
+    to: `await call(task)?.catch(() => {});\n        ${FAIL}`,
+    fails: ids(`
+      3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 5.3.1 10.5.1`),
+  },
+  {
+    name: 'drops: no task runs',
+    file: 'fixtures/conformance/reference.ts',
+    from: BODY,
+    to: `if (plan.handler[0]?.id !== 'fence') tasks.discard('lost');\n    ${BODY}`,
+    fails: ids(`
+      1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
+      2.5.1 2.5.2 2.6.1 3.1.1 3.1.2 3.1.3 3.1.4 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 4.1.1 4.1.2 4.1.3 4.1.4
+      4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.2.1
+      7.3.1 7.4.1 7.4.2 7.5.1 10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.4.1 10.5.1`),
+  },
+  {
+    name: 'drops the last: of several tasks the last one does not run',
+    file: 'background.ts',
+    from: EACH,
+    to: 'of this.#tasks.length > 1 ? this.#tasks.slice(0, -1) : this.#tasks) {',
+    fails: ids(`
+      2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.4.1 2.5.1 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5
+      4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 7.1.1 7.1.2 10.1.1 10.1.2 10.2.1 10.3.1`),
+  },
+  {
+    name: 'a queue has room for ten tasks',
+    file: 'background.ts',
+    from: EACH,
+    to: 'of this.#tasks) {\n      if (this.#started === 10) this.discard("full");',
+    fails: ['2.1.3'],
+  },
+  {
+    name: 'blocking tasks run after all others',
+    file: 'fixtures/conformance/reference.ts',
+    from: 'for (const { id, kind, adds } of list) {',
+    to: "for (const { id, kind, adds } of list.toSorted((a, b) => a.kind.localeCompare(b.kind))) {",
+    fails: ['2.1.2', '2.2.2', '3.2.3'],
+  },
+  {
+    name: 'blocking tasks run twice',
+    file: 'fixtures/conformance/reference.ts',
+    from: 'callSync(plan, id);',
+    to: 'callSync(plan, id); callSync(plan, id);',
+    fails: ['1.3.2', '1.4.2', '2.1.2', '2.2.2'],
+  },
+  {
+    name: 'the tasks of all requests wait in one line',
+    file: 'server.ts',
+    from: RUN,
+    to: `(Reflect.set(globalThis, 'line', Promise.resolve(Reflect.get(globalThis, 'line')).then(() => ${RUN})),
+      Reflect.get(globalThis, 'line'))`,
+    fails: ['2.2.1', '2.4.1', '2.6.1', '4.4.3', '4.4.4', '4.4.5', '5.1.1', '5.1.2'],
+  },
+  {
+    name: 'the tasks of at most four requests run at a time',
+    file: 'server.ts',
+    from: RUN,
+    to: `(async () => {
+      const running = (more: number): number => {
+        const count = Number(Reflect.get(globalThis, 'running') ?? 0) + more;
+        Reflect.set(globalThis, 'running', count);
+        return count;
+      };
+      while (running(0) >= 4) await new Promise(setImmediate);
+      running(1);
+      await ${RUN};
+      running(-1);
+    })()`,
+    fails: ['5.1.2'],
+  },
+  {
+    name: 'loses a task added while running',
+    file: 'background.ts',
+    from: EACH,
+    to: 'of [...this.#tasks]) {',
+    fails: ['2.5.1', '2.5.2', '7.1.3'],
+  },
+  {
+    name: 'a task that a running task adds is the next one',
+    file: 'background.ts',
+    from: 'this.#tasks.push({ info',
+    to: 'this.#tasks.splice(this.#running ? this.#started : this.#tasks.length, 0, { info',
+    fails: ['2.5.1'],
+  },
+  {
+    name: 'a task that a running task adds starts at once',
+    file: 'background.ts',
+    from: 'this.#tasks.push({ info',
+    to: 'if (this.#running) void fn(...args);\n    else this.#tasks.push({ info',
+    fails: ['2.5.1', '7.1.3'],
+  },
+  {
+    name: 'a task that the last one adds comes too late',
+    file: 'background.ts',
+    from: "publish('start', task.info);",
+    to: `publish('start', task.info);
+      if (this.#started === this.#tasks.length) this.#closed = 'have finished';`,
+    fails: ['2.5.2', '7.1.3'],
+  },
+
+  // 3: errors stay inside
+  {
+    name: 'stops after an error, where it is to continue',
+    file: 'background.ts',
+    from: "if (afterFailure === 'stop')",
+    to: "if (afterFailure !== 'stop')",
+    fails: ['3.2.1', '3.2.2', '3.2.3'],
+  },
+  {
+    name: 'stops after an error, except where the first task fails',
+    file: 'background.ts',
+    from: "if (afterFailure === 'stop')",
+    to: 'if (info.index > 0)',
+    fails: ['3.2.2'],
+  },
+  {
+    name: 'a failed task ends its queue, and the clean-up does not run',
+    file: 'background.ts',
+    from: FAIL,
+    to: `${FAIL}\n        throw error;`,
+    fails: ['3.2.1', '3.2.2', '3.2.3', '10.5.1'],
+  },
+  {
+    name: 'crashes: the error of a task ends the process',
+    file: 'background.ts',
+    from: FAIL,
+    to: 'queueMicrotask(() => { throw error; });',
+    fails: ['3.2.1', '3.2.2', '3.2.3', '3.3.1', '3.3.2', '5.3.1', '10.5.1'],
+  },
+  {
+    name: 'crashes: the error of a blocking task ends the process',
+    file: 'background.ts',
+    from: `const pending = ${CALL};`,
+    to: `let pending: ReturnType<typeof call>;
+        try { pending = ${CALL}; } catch (error) { queueMicrotask(() => { throw error; }); }`,
+    fails: ['3.2.3', '3.3.2'],
+  },
+  {
+    name: 'a failed task closes the connection (uvicorn)',
+    file: 'background.ts',
+    from: "publish('error', info, { error });",
+    to: "publish('error', info, { error });\n    info.request?.socket.destroy();",
+    fails: ['5.3.1'],
+  },
+  {
+    name: 'a failure is not reported',
+    file: 'background.ts',
+    from: 'onTaskError = () => report(',
+    to: 'onTaskError = () => (() => {})(',
+    fails: ['3.4.1', '3.4.2'],
+  },
+  {
+    name: 'a failure is reported without its message',
+    file: 'background.ts',
+    from: 'failed (${info.name}):`, error)',
+    to: 'failed (${info.name})`)',
+    fails: ['3.4.1', '3.4.2'],
+  },
+
+  // 4: whatever the response
+  {
+    name: 'a returned 4xx or 5xx drops the tasks',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `((value) => {
+        if (value instanceof Response && value.status >= 400) scope.tasks.discard('an error');
+        return value;
+      })(${HANDLE})`,
+    fails: ['4.1.3', '4.1.4', '4.1.5', '4.1.6'],
+  },
+  {
+    name: 'a returned 5xx drops the tasks',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `((value) => {
+        if (value instanceof Response && value.status >= 500) scope.tasks.discard('an error');
+        return value;
+      })(${HANDLE})`,
+    fails: ['4.1.5', '4.1.6'],
+  },
+  {
+    name: 'a status other than 200 drops the tasks',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `((value) => {
+        if (value instanceof Response && value.status !== 200) scope.tasks.discard('not 200');
+        return value;
+      })(${HANDLE})`,
+    fails: ids(`
+      3.1.1 3.1.2 3.1.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6`),
+  },
+  {
+    name: 'a response without a body drops the tasks',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `((value) => {
+        if (value instanceof Response && !value.body) scope.tasks.discard('no body');
+        return value;
+      })(${HANDLE})`,
+    fails: ['2.3.2', '4.1.2'],
+  },
+  {
+    name: 'a 204 drops the tasks',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `((value) => {
+        if (value instanceof Response && value.status === 204) scope.tasks.discard('no content');
+        return value;
+      })(${HANDLE})`,
+    fails: ['4.1.2'],
+  },
+  {
+    name: 'a HEAD drops the tasks',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `((value) => {
+        if (res.req.method === 'HEAD') scope.tasks.discard('no body');
+        return value;
+      })(${HANDLE})`,
+    fails: ['4.2.1'],
+  },
+  {
+    name: 'a streamed response drops the tasks',
+    file: 'fixtures/conformance/reference.ts',
+    from: BODY,
+    to: `if (plan.stream) tasks.discard('streamed');\n    ${BODY}`,
+    fails: ['1.2.1', '1.3.3', '3.1.4', '4.4.3', '4.5.1'],
+  },
+  {
+    name: 'a throw runs the tasks, where it is to discard them',
+    file: 'server.ts',
+    from: "scope.tasks.discard('the handler or a dependency threw');",
+    to: '',
+    fails: ['4.3.1', '4.3.2', '4.3.3', '4.3.4'],
+  },
+  {
+    name: 'only an HTTP error discards the tasks',
+    file: 'server.ts',
+    from: "scope.tasks.discard('the handler or a dependency threw');",
+    to: "if (left instanceof HTTPError) scope.tasks.discard('refused');",
+    fails: ['4.3.2', '4.3.4'],
+  },
+  {
+    name: 'only an error that is no HTTP error discards the tasks',
+    file: 'server.ts',
+    from: "scope.tasks.discard('the handler or a dependency threw');",
+    to: "if (!(left instanceof HTTPError)) scope.tasks.discard('broken');",
+    fails: ['4.3.1', '4.3.3'],
+  },
+  {
+    name: 'the tasks run before the error response where a dependency throws',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `await handler(await scope.resolve(inputs).catch(async (error: unknown) => {
+        await ${RUN};
+        throw error;
+      }))`,
+    fails: ['4.3.3', '4.3.4'],
+  },
+  {
+    name: 'cancels on disconnect: a client that leaves before the handler returns drops the tasks (starlette #1438)',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `((value) => {
+        if (scope.request.socket.destroyed) scope.tasks.discard('the client has left');
+        return value;
+      })(${HANDLE})`,
+    fails: ['4.4.1', '4.4.2'],
+  },
+  {
+    name: 'cancels on disconnect: a client that leaves while the response is being sent drops the tasks',
+    file: 'fixtures/conformance/reference.ts',
+    from: 'ReadableStream.from(pieces(plan))',
+    to: `new ReadableStream({
+      async start(controller) {
+        for await (const piece of pieces(plan)) controller.enqueue(piece);
+        controller.close();
+      },
+      cancel: () => void tasks.discard('the client has left'),
+    })`,
+    fails: ['4.4.3'],
+  },
+  {
+    name: 'cancels on disconnect: the reset of a kept connection drops the tasks that have not started',
+    file: 'server.ts',
+    from: RUN,
+    to: `(request.socket.once('close', (reset) => reset && scope.tasks.discard('the client has left')), ${RUN})`,
+    fails: ['4.4.5'],
+  },
+  {
+    name: 'a handler whose client has left never returns',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `await ((value) => (scope.request.socket.destroyed ? new Promise<never>(() => {}) : value))(${HANDLE})`,
+    fails: ['4.4.1', '4.4.2'],
+  },
+  {
+    name: 'a source that breaks drops the tasks, where they are to run',
+    file: 'fixtures/conformance/reference.ts',
+    from: 'ReadableStream.from(pieces(plan))',
+    to: `ReadableStream.from((async function* () {
+      try { yield* pieces(plan); } catch (error) { tasks.discard('broken'); throw error; }
+    })())`,
+    fails: ['4.5.1'],
+  },
+  {
+    name: 'a source that breaks holds the response, and its tasks, for ever',
+    file: 'server.ts',
+    from: 'res.destroy();\n',
+    to: '\n',
+    fails: ['4.5.1'],
+  },
+
+  // 5: the connection is free
+  {
+    name: 'blocks the process: a request waits for the tasks of all before it',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `await (async () => {
+        const before = [...scopes].filter((other) => other !== scope);
+        const isHeld = (): boolean => scope.request.method === 'POST' && before.some((other) => scopes.includes(other));
+        while (isHeld()) await new Promise(setImmediate);
+        return ${HANDLE};
+      })()`,
+    fails: ids(`
+      1.1.1 1.1.2 1.2.1 2.2.1 2.4.1 2.6.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 5.1.1 5.1.2 5.2.1 5.4.1 10.3.1`),
+  },
+  {
+    name: 'blocks the connection: a request waits for the tasks of those before it (starlette #2093)',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `await (async () => {
+        const { request: { socket } } = scope;
+        const before = [...scopes].filter((other) => other !== scope && other.request.socket === socket);
+        while (before.some((other) => scopes.includes(other))) await new Promise(setImmediate);
+        return ${HANDLE};
+      })()`,
+    fails: ['5.2.1', '5.4.1'],
+  },
+  {
+    name: 'every response closes its connection',
+    file: 'server.ts',
+    from: 'if (closing && connections.get(',
+    to: "headers.connection = 'close';\n    if (closing && connections.get(",
+    fails: ['5.2.1', '5.3.1', '5.4.1'],
+  },
+  {
+    name: 'a request joins the queue of one whose handler is at work',
+    file: 'server.ts',
+    from: 'new BackgroundTasks({ ...taskOptions, request })',
+    to: `[...scopes].find((other) => connections.get(other.request.socket)?.responses)?.tasks
+      ?? new BackgroundTasks({ ...taskOptions, request })`,
+    fails: ['1.1.1', '1.1.2', '1.2.1', '10.3.1'],
+  },
+
+  // 7: the stop
+  {
+    name: 'loses tasks at shutdown: the process ends at once',
+    file: 'server.ts',
+    from: '(await app.close())',
+    to: '(process.exit(0) ?? await app.close())',
+    fails: ['7.1.1', '7.1.2', '7.1.3', '7.2.1'],
+  },
+  {
+    name: 'no signal is handled',
+    file: 'server.ts',
+    from: "process.on('SIGINT', stop).on('SIGTERM', stop);",
+    to: 'void stop;',
+    fails: ['7.1.1', '7.1.2', '7.1.3', '7.2.1', '7.4.1', '7.4.2'],
+  },
+  {
+    name: 'SIGINT is not handled',
+    file: 'server.ts',
+    from: "process.on('SIGINT', stop).on('SIGTERM', stop);",
+    to: "process.on('SIGTERM', stop);",
+    fails: ['7.1.2'],
+  },
+  {
+    name: 'SIGTERM is ignored',
+    file: 'server.ts',
+    from: ".on('SIGTERM', stop)",
+    to: ".on('SIGTERM', () => {})",
+    fails: ['7.1.1', '7.1.3', '7.2.1', '7.3.1', '7.4.1', '7.4.2'],
+  },
+  {
+    name: 'loses tasks at shutdown: those that have not started are dropped',
+    file: 'server.ts',
+    from: 'const closed = server &&',
+    to: "for (const { tasks } of scopes) tasks.discard('the server stops');\n    const closed = server &&",
+    fails: ['7.1.1', '7.1.2', '7.1.3', '7.2.1'],
+  },
+  {
+    name: 'loses tasks at shutdown: a running task can add no more',
+    file: 'server.ts',
+    from: 'const closed = server &&',
+    to: `for (const { tasks } of scopes) tasks.addTask = () => { throw new Error('the server stops'); };
+    const closed = server &&`,
+    fails: ['7.1.3'],
+  },
+  {
+    name: 'cuts responses in progress at shutdown',
+    file: 'server.ts',
+    from: 'if (responses === 0) socket.destroySoon();\n    const timers',
+    to: 'if (responses >= 0) socket.destroy();\n    const timers',
+    fails: ['7.2.1'],
+  },
+  {
+    name: 'an idle connection holds the process at shutdown',
+    file: 'server.ts',
+    from: 'if (responses === 0) socket.destroySoon();\n    const timers',
+    to: 'if (responses < 0) socket.destroySoon();\n    const timers',
+    fails: ['7.3.1'],
+  },
+  {
+    name: 'the exit code of a stop is that of the signal',
+    file: 'server.ts',
+    from: '.unfinished.length > 0 ? 1 : 0',
+    to: '.unfinished.length > 0 ? 1 : 128 + number',
+    fails: ['7.4.1', '7.4.2'],
+  },
+  {
+    name: 'the second signal is ignored',
+    file: 'server.ts',
+    from: 'process.exit(signals++',
+    to: 'if (signals > 0) return;\n    process.exit(signals++',
+    fails: ['7.5.1'],
+  },
+
+  // 10: dependencies
+  {
+    name: 'a queue per dependency: the tasks of a dependency are lost',
+    file: 'deps.ts',
+    from: 'if (values === rejected) return rejected;',
+    to: `if (values === rejected) return rejected;
+    if ('tasks' in values) Object.assign(values, { tasks: new BackgroundTasks() });`,
+    fails: ['1.1.2', '1.3.5', '10.1.1', '10.1.2', '10.1.3', '10.2.1', '10.3.1'],
+  },
+  {
+    name: 'a queue is that of its connection',
+    file: 'server.ts',
+    from: 'new BackgroundTasks({ ...taskOptions, request })',
+    to: `(Reflect.get(request.socket, 'tasks') ?? (Reflect.set(request.socket, 'tasks',
+      new BackgroundTasks({ ...taskOptions, request })), Reflect.get(request.socket, 'tasks')))`,
+    fails: ['5.3.1'],
+  },
+  {
+    name: 'a queue per dependency: that of a dependency runs after that of the handler',
+    file: 'deps.ts',
+    from: 'if (values === rejected) return rejected;',
+    to: `if (values === rejected) return rejected;
+    if ('tasks' in values) {
+      const own = new BackgroundTasks({ request: this.request });
+      Object.assign(values, { tasks: own });
+      this.cleanUps.unshift(async (thrown) => {
+        if (thrown) own.discard('thrown');
+        if (thrown) throw thrown.error;
+        await own.run();
+      });
+    }`,
+    fails: ['10.1.1', '10.1.2', '10.2.1', '10.3.1'],
+  },
+  {
+    name: 'no cache: a dependency that is reached by two paths runs twice',
+    file: 'deps.ts',
+    from: 'if (!this.#values.has(dependency)) ',
+    to: '',
+    fails: ['10.1.2', '10.2.1'],
+  },
+  {
+    name: 'cleans up first: a dependency cleans up before the tasks (fastapi 0.106)',
+    file: 'server.ts',
+    from: RUN,
+    to: `scope.unwind(taskOptions).then(() => ${RUN})`,
+    fails: ['10.4.1', '10.5.1'],
+  },
+  {
+    name: 'cleans up before the response',
+    file: 'server.ts',
+    from: HANDLE,
+    to: `await (async () => {
+        const value = ${HANDLE};
+        await scope.unwind(taskOptions);
+        return value;
+      })()`,
+    fails: ['10.4.1', '10.5.1'],
+  },
+  {
+    name: 'no clean-up runs',
+    file: 'deps.ts',
+    from: 'tasks.addTask(cleanUp);',
+    to: 'void cleanUp;',
+    fails: ['10.4.1', '10.5.1'],
+  },
+  {
+    name: 'a throw skips the clean-up',
+    file: 'deps.ts',
+    from: 'let thrown: { error: unknown } | undefined = { error };',
+    to: 'let thrown: { error: unknown } | undefined = { error };\n    this.cleanUps.length = 0;',
+    fails: ['10.6.1'],
+  },
+
+  // What is declared is not what is done
+  {
+    name: "afterFailure is declared 'stop', and the tasks run",
+    file: 'fixtures/conformance/reference.ts',
+    from: "options.afterFailure ?? 'continue'",
+    to: "'stop'",
+    fails: ['3.2.1', '3.2.2', '3.2.3'],
+  },
+  {
+    name: "onThrow is declared 'run', and the tasks are discarded",
+    file: 'fixtures/conformance/reference.ts',
+    from: "onThrow: 'discard'",
+    to: "onThrow: 'run'",
+    fails: ['4.3.1', '4.3.2', '4.3.3', '4.3.4'],
+  },
+  {
+    name: "brokenStream is declared 'drop', and the tasks run",
+    file: 'fixtures/conformance/reference.ts',
+    from: "brokenStream: 'run'",
+    to: "brokenStream: 'drop'",
+    fails: ['4.5.1'],
+  },
+  {
+    name: "cleanUp is declared 'before', and comes after the tasks",
+    file: 'fixtures/conformance/reference.ts',
+    from: "cleanUp: 'after'",
+    to: "cleanUp: 'before'",
+    fails: ['10.4.1'],
+  },
+  {
+    name: "concurrency is declared 'parallel', and the tasks run one by one",
+    file: 'fixtures/conformance/reference.ts',
+    from: "concurrency: 'serial'",
+    to: "concurrency: 'parallel'",
+    fails: ['2.6.1'],
+  },
+];
+
+export const unitMutants: readonly UnitMutant[] = [
+  // 1: the response first
+  {
+    name: 'a task that blocks the thread delays the end of file',
+    file: 'background.ts',
+    from: 'void setImmediate(resolve)',
+    to: 'resolve()',
+    tests: 'test/background.test.ts',
+    pattern: '^1 what blocks the thread right after responseDone does not delay .* of `Connection: close`',
+  },
+  {
+    name: 'the tasks of a reader that takes nothing start before it is gone',
+    file: 'server.ts',
+    from: 'socket.writableLength > 0 && socket.destroy()',
+    to: `socket.writableLength > 0 && (${RUN}, setImmediate(() => socket.destroy()))`,
+    tests: 'test/server.test.ts',
+    pattern: '^1 a reader of a JSON value that takes nothing',
+  },
+  {
+    name: 'a slow handler counts as a reader that takes nothing',
+    file: 'server.ts',
+    from: 'socket.writableLength > 0 && socket.destroy()',
+    to: 'socket.destroy()',
+    tests: 'test/server.test.ts',
+    pattern: '^1 a handler that is slow',
+  },
+  // 2: in order, one at a time, once
+  {
+    name: 'a task that is added too late is lost without a word',
+    file: 'background.ts',
+    from: 'if (this.#closed) throw',
+    to: 'if (this.#closed === undefined && !name) throw',
+    tests: 'test/background.test.ts',
+    pattern: '^2 adding after the queue has finished',
+  },
+  {
+    name: 'a task that is added to a discarded queue is lost without a word',
+    file: 'background.ts',
+    from: 'this.#closed ??= `were discarded: ${reason}`;',
+    to: '',
+    tests: 'test/background.test.ts',
+    pattern: '^2 adding after discard\\(\\)',
+  },
+  {
+    name: 'run() twice runs the tasks twice',
+    file: 'background.ts',
+    from: '(this.#running ??= this.#runInOrder())',
+    to: 'this.#runInOrder()',
+    tests: 'test/background.test.ts',
+    pattern: '^2 run\\(\\) twice',
+  },
+  // 3: errors stay inside
+  {
+    name: 'onTaskError is not awaited',
+    file: 'background.ts',
+    from: 'await scope.runInAsyncScope(onTaskError',
+    to: 'scope.runInAsyncScope(onTaskError',
+    tests: 'test/background.test.ts',
+    pattern: '^3 onTaskError replaces',
+  },
+  {
+    name: 'onTaskError does not replace the report',
+    file: 'background.ts',
+    from: "publish('error', info, { error });",
+    to: `publish('error', info, { error });
+    report('failed', error);`,
+    tests: 'test/background.test.ts',
+    pattern: '^3 onTaskError replaces',
+  },
+  {
+    name: 'an onTaskError that fails hides the error of the task',
+    file: 'background.ts',
+    from: 'and so did onTaskError:`, error, reporterError',
+    to: 'and so did onTaskError:`, reporterError',
+    tests: 'test/background.test.ts',
+    pattern: '^3 .* of onTaskError puts both errors on stderr',
+  },
+  {
+    name: 'an onTaskError that fails ends the queue',
+    file: 'background.ts',
+    from: 'catch (reporterError) {',
+    to: 'catch (reporterError) {\n      throw reporterError;',
+    tests: 'test/background.test.ts',
+    pattern: '^3 .* of onTaskError puts both errors on stderr',
+  },
+  {
+    name: 'an error that cannot be printed ends the queue',
+    file: 'background.ts',
+    from: "} catch { console.error('%s (it cannot be printed)', message); }",
+    to: '} catch (error) { throw error; }',
+    tests: 'test/background.test.ts',
+    pattern: '^3 an onTaskError that throws what cannot be printed',
+  },
+  {
+    name: 'a failed task drops the tasks of every request',
+    file: 'server.ts',
+    from: 'new BackgroundTasks({ ...taskOptions, request })',
+    to: `new BackgroundTasks({ ...taskOptions, request, onTaskError: (error) => {
+      report('failed', error);
+      for (const { tasks } of [...scopes]) tasks.discard('a task failed');
+    } })`,
+    tests: 'test/server.test.ts',
+    pattern: "^3 afterFailure: 'stop' drops the rest of that request's queue, and of no other",
+  },
+  {
+    name: 'a dropped task is not reported',
+    file: 'background.ts',
+    from: 'report(`Dropped task ${name}`)',
+    to: 'void name',
+    tests: 'test/background.test.ts',
+    pattern: "^3 afterFailure 'stop' drops the rest",
+  },
+  // 4: whatever the response
+  {
+    name: 'a discarded queue is told to nobody',
+    file: 'background.ts',
+    from: "for (const info of dropped) publish('dropped', info, { reason });",
+    to: '',
+    tests: 'test/deps.test.ts',
+    pattern: '^4 after a throw the queue is discarded',
+  },
+  {
+    name: 'a discarded queue is on stderr',
+    file: 'background.ts',
+    from: "for (const info of dropped) publish('dropped', info, { reason });",
+    to: "for (const info of dropped) { publish('dropped', info, { reason }); report(`Dropped ${info.name}`); }",
+    tests: 'test/deps.test.ts',
+    pattern: '^4 after a throw the queue is discarded',
+  },
+  // 6: fair
+  {
+    name: 'the event loop has no turn between tasks',
+    file: 'background.ts',
+    from: 'if (performance.now() >= slice.end) await nextSlice();',
+    to: '',
+    tests: 'test/background.test.ts',
+    pattern: '^6 an immediate that the first of three tasks',
+  },
+  {
+    name: 'each queue has a slice of its own',
+    file: 'background.ts',
+    from: '(performance.now() < slice.end ? undefined : begin())',
+    to: 'begin()',
+    tests: 'test/background.test.ts',
+    pattern: '^6 thirty queues with short tasks',
+  },
+  {
+    name: 'one turn of the event loop is for all queues that wait',
+    file: 'background.ts',
+    from: '(slice.next = slice.next.then(() => (performance.now() < slice.end ? undefined : begin())))',
+    to: 'begin()',
+    tests: 'test/background.test.ts',
+    pattern: '^6 thirty queues with tasks of more than 10 ms',
+  },
+  {
+    name: 'the slice is 100 ms',
+    file: 'background.ts',
+    from: 'slice.end = performance.now() + 10;',
+    to: 'slice.end = performance.now() + 100;',
+    tests: 'test/background.test.ts',
+    pattern: '^6 short tasks',
+  },
+  // 7: the stop
+  {
+    name: 'the exit code after the deadline is 0',
+    file: 'server.ts',
+    from: '.unfinished.length > 0 ? 1 : 0',
+    to: '.unfinished.length > 0 ? 0 : 0',
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 at the deadline the unfinished tasks and requests',
+  },
+  {
+    name: 'a task that fails after the signal ends the process',
+    file: 'server.ts',
+    from: 'new BackgroundTasks({ ...taskOptions, request })',
+    to: `new BackgroundTasks({ ...taskOptions, request, onTaskError: (error) => {
+      report('failed', error);
+      if (closing) process.exit(1);
+    } })`,
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 a task that fails meanwhile is reported, and the exit code stays 0',
+  },
+  {
+    name: 'what is unfinished at the deadline has no name',
+    file: 'server.ts',
+    from: 'tasks.unfinished.map(({ name }) => name)',
+    to: "tasks.unfinished.map(() => 'task')",
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 at the deadline tasks and requests are named',
+  },
+  {
+    name: 'what has not started at the deadline starts all the same',
+    file: 'server.ts',
+    from: "tasks.discard('the server has stopped');",
+    to: '',
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 at the deadline tasks and requests are named',
+  },
+  {
+    name: 'responses have the whole of drainTimeoutMs, and their tasks nothing',
+    file: 'server.ts',
+    from: 'setTimeout(disconnect, drainTimeoutMs / 2)',
+    to: 'setTimeout(disconnect, drainTimeoutMs)',
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 at half of drainTimeoutMs',
+  },
+  {
+    name: 'a response during the stop does not close its connection',
+    file: 'server.ts',
+    from: "headers.connection = 'close'",
+    to: 'void headers',
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 a request that arrives on a kept connection',
+  },
+  {
+    name: 'pipelined responses during the stop are cut',
+    file: 'server.ts',
+    from: '?.responses === 1) headers',
+    to: '?.responses) headers',
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 pipelined answers',
+  },
+  {
+    name: 'the server goes on accepting after the signal',
+    file: 'server.ts',
+    from: "once(net.Server.prototype.close.call(server), 'close')",
+    to: 'Promise.resolve()',
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 after SIGTERM the process accepts nothing',
+  },
+  {
+    name: 'the stop cuts a response that a slow reader has not taken',
+    file: 'server.ts',
+    from: 'net.Server.prototype.close.call(server)',
+    to: 'server.close()',
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 a slow reader gets all of a large JSON answer',
+  },
+  // 8: the context follows
+  {
+    name: 'a task runs in the context of the response',
+    file: 'background.ts',
+    from: 'task.scope.runInAsyncScope(call, undefined, task)',
+    to: 'call(task)',
+    tests: 'test/background.test.ts',
+    pattern: '^8 a task runs in the async context',
+  },
+  {
+    name: 'onTaskError runs in the context of the response',
+    file: 'background.ts',
+    from: 'scope.runInAsyncScope(onTaskError, undefined, error, info)',
+    to: 'onTaskError(error, info)',
+    tests: 'test/background.test.ts',
+    pattern: '^8 a task runs in the async context',
+  },
+  {
+    name: 'a lazy thenable runs in the context of the response',
+    file: 'background.ts',
+    from: 'Promise.resolve(result) : undefined',
+    to: 'result as Promise<unknown> : undefined',
+    tests: 'test/background.test.ts',
+    pattern: '^8 a lazy thenable',
+  },
+  // 9: visible
+  {
+    name: 'the end of a task is not told',
+    file: 'background.ts',
+    from: "publish('end', task.info);",
+    to: '',
+    tests: 'test/background.test.ts',
+    pattern: '^9 the channels',
+  },
+  {
+    name: 'a failure is not told',
+    file: 'background.ts',
+    from: "publish('error', info, { error });",
+    to: '',
+    tests: 'test/background.test.ts',
+    pattern: '^9 the channels',
+  },
+  {
+    name: 'the index of a task is from 1',
+    file: 'background.ts',
+    from: 'const index = this.#tasks.length;',
+    to: 'const index = this.#tasks.length + 1;',
+    tests: 'test/background.test.ts',
+    pattern: '^9 the channels',
+  },
+  {
+    name: 'a drop is told without its reason',
+    file: 'background.ts',
+    from: "publish('dropped', info, { reason })",
+    to: "publish('dropped', info)",
+    tests: 'test/background.test.ts',
+    pattern: '^9 each dropped task',
+  },
+  // 10: dependencies
+  {
+    name: 'a task joins the queue of the latest request',
+    file: 'deps.ts',
+    from: 'builtIn((scope) => scope.tasks)',
+    to: `builtIn((scope) => {
+  Reflect.set(globalThis, 'latest', scope);
+  const addTask: BackgroundTasks['addTask'] = (...args) => Reflect.get(globalThis, 'latest').tasks.addTask(...args);
+  return { addTask } as BackgroundTasks;
+})`,
+    tests: 'test/deps.test.ts',
+    pattern: '^10 two interleaved requests have separate queues',
+  },
+  {
+    name: 'the first input error is the only one',
+    file: 'deps.ts',
+    from: 'values[name] = value instanceof Promise ? await value : value;',
+    to: `values[name] = value instanceof Promise ? await value : value;
+      if (values[name] === rejected) return rejected;`,
+    tests: 'test/deps.test.ts',
+    pattern: '^10 all input errors come in one 422',
+  },
+  {
+    name: 'an input error that is met twice counts twice',
+    file: 'deps.ts',
+    from: 'this.#errors.set(JSON',
+    to: 'this.#errors.set(Math.random() + JSON',
+    tests: 'test/deps.test.ts',
+    pattern: '^10 all input errors come in one 422',
+  },
+  {
+    name: 'a call whose own inputs failed is called',
+    file: 'deps.ts',
+    from: 'if (values === rejected) return rejected;',
+    to: '',
+    tests: 'test/deps.test.ts',
+    pattern: '^10 a call whose own inputs failed',
+  },
+  {
+    name: 'an error is not thrown in at the yield',
+    file: 'deps.ts',
+    from: 'generator.throw(thrown.error)',
+    to: 'generator.next()',
+    tests: 'test/deps.test.ts',
+    pattern: '^10 an error is thrown in at the yield',
+  },
+  {
+    name: 'the clean-ups run in the order of the dependencies',
+    file: 'deps.ts',
+    from: 'this.cleanUps.unshift(',
+    to: 'this.cleanUps.push(',
+    tests: 'test/deps.test.ts',
+    pattern: '^10 .* provides what it yields',
+  },
+];
