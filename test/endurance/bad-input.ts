@@ -244,6 +244,7 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   await Promise.all(Array.from({ length: 64 }, async () => { while (sent < total) await connection(index++); }));
 
   stage('JSON as deep as it can be');
+  const around = size(8, 30);
   let depths = 0;
   const client = connect(server.port);
   for (const [open, close] of DEEP) {
@@ -260,7 +261,7 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
         const middle = (low + high) >> 1;
         if (await isEchoed(middle)) low = middle; else high = middle;
       }
-      for (let depth = low - 30; depth < low + 30; depth += 1) await isEchoed(depth);
+      for (let depth = low - around; depth < low + around; depth += 1) await isEchoed(depth);
     }
   }
 
