@@ -452,10 +452,10 @@ describe('a dialect', FEW, () => {
       verdictOf({ get: declaring('continue'), run: stops }, each, SHORT),
       verdictOf({ get: declaring('stop'), run: good }, each),
     ]);
-    assert.deepEqual([stopping.status, stopping.observed, stopping.reason],
-      ['fail', 'stop', 'the call of h2 did not come within 1000 ms']);
-    assert.deepEqual([going.status, going.observed, going.reason],
-      ['fail', 'continue', 'h2 called too, and nothing else was to call']);
+    assert.deepEqual([stopping.status, stopping.observed], ['fail', 'stop']);
+    assert.match(stopping.reason ?? '', /the call of h2 did not come within 1000 ms$/);
+    assert.deepEqual([going.status, going.observed], ['fail', 'continue']);
+    assert.match(going.reason ?? '', /h2 called too, and nothing else was to call$/);
   });
 
   test('that is shown as neither of the two fails, and nothing is observed', async () => {
@@ -464,8 +464,8 @@ describe('a dialect', FEW, () => {
       for (const name of ['h1', 'h3', 'h2']) await call(plan, name).catch(() => {});
     };
     const { status, observed, reason } = await verdictOf({ get: declaring('continue'), run: swapped }, each);
-    assert.deepEqual([status, observed, reason],
-      ['fail', undefined, 'h3 has called, and h2, which comes before it, has not called yet']);
+    assert.deepEqual([status, observed], ['fail', undefined]);
+    assert.match(reason ?? '', /h3 has called, and h2, which comes before it, has not called yet$/);
   });
 
   test('of a target that does not serve on fails, and nothing is observed', async () => {
