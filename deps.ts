@@ -72,7 +72,7 @@ export interface Parameter {
  * `undefined` if it is missing. Of duplicates the last one counts.
  */
 export const query = parameter('query', (scope, name) => {
-  const [, only, text = ''] = /\?([^&+%=]+)=([^&+]*)$/.exec(`${scope.request.url}`) ?? []; // 0.3 µs, not 0.8
+  const [, only, text = ''] = /^[^?]*\?([^&+%=]+)=([^&+]*)$/.exec(`${scope.request.url}`) ?? []; // 0.3 µs, not 0.8
   try { if (only === name) return decodeURIComponent(text); } catch { /* it is not UTF-8 */ }
   return scope.query.getAll(name).at(-1);
 });

@@ -632,6 +632,17 @@ test('a header is found in any case, and of duplicates the last one counts', wit
   assert.match(await client.until('}'), /\{"token":"2","agent":"b","length":null\}/);
 });
 
+test('a query is read as `URLSearchParams` reads it, one parameter or many, whatever it is made of', async () => {
+  await using server = await serve([get('/', { a: query('a', null) }, ({ a }) => a)]);
+  const queries = ['', 'a', 'a=', 'a=1', 'a=b=c', 'a=%ED%95%9C', 'a=%ED', 'a=%zz', 'a=1+2', 'a=%2B', '%61=1', 'a=?b=1',
+    '?a=1', 'b=1&?a=2', 'b=1&a=2', 'a=1&a=2', 'a=1&', 'a&b', '=a', 'b?a=1', 'a=%00', `a=${'?'.repeat(4000)}`,
+    '?'.repeat(8000)];
+  for (const each of queries) {
+    const expected = new URLSearchParams(`?${each}`).getAll('a').at(-1) ?? null;
+    assert.deepEqual(await answer(server, `/?${each}`), [200, expected], each);
+  }
+});
+
 test('`__proto__` and `constructor` are plain data in a query and in headers, there or not', within, async (t) => {
   const deps = (parameter: typeof query): Dependencies => ({
     proto: parameter('__proto__', null), ctor: parameter('constructor', null), other: parameter('toString', null),
