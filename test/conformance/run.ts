@@ -103,7 +103,12 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
           if (!(error instanceof Failure)) throw error;
           const { transcript, curl } = play;
           const observed = await play.other();
-          return { ...base, status: 'fail', reason: error.message, transcript, curl, ...(observed && { observed }) };
+          const declared = dialect ? `the target declares ${dialect}: ${preflight.dialects[dialect]}` : '';
+          const reason = [declared, observed && `and shows ${observed}`].filter(Boolean).join(', ');
+          return {
+            ...base, status: 'fail', reason: [reason, error.message].filter(Boolean).join('; '), transcript, curl,
+            ...(observed && { observed }),
+          };
         } finally {
           const plans = play.end();
           if (play.passed) played.push({ id, plans, counts: plans.map(({ arrived }) => arrived.length) });

@@ -66,6 +66,7 @@ export class Target {
       stdio: ['ignore', 'ignore', 'pipe'],
     });
     this.#process = started;
+    endWith(started);
     this.stderr = '';
     this.running = true;
     started.stderr.setEncoding('utf8').on('data', (text: string) => { this.stderr += text; });
@@ -166,6 +167,19 @@ function originOf(url: string): string {
 /** The command, so that the shell becomes its process; what is set before it (`A=b node app.js`) stays before. */
 const shellLine = (command: string): string =>
   command.replace(/^\s*(?:\w+=(?:"[^"]*"|'[^']*'|[^\s"'])*\s+)*/, (before) => `${before}exec `);
+
+/** A target does not outlive the suite, however that ends. */
+function endWith(target: ChildProcess): void {
+  const kill = (): void => { try { process.kill(-(target.pid ?? NaN), 'SIGKILL'); } catch { /* it is over */ } };
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+  const end = (signal: NodeJS.Signals): void => { kill(); process.kill(process.pid, signal); };
+  for (const signal of signals) process.once(signal, end);
+  process.once('exit', kill);
+  target.once('exit', () => {
+    for (const signal of signals) process.off(signal, end);
+    process.off('exit', kill);
+  });
+}
 
 /** Whether a connection to `url` is accepted. */
 async function accepts(url: string): Promise<boolean> {
