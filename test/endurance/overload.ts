@@ -98,7 +98,8 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
     : `${clients.length} clients, ${number(under.sent)} sent, ${number(under.accepted)} accepted in ${seconds} s`);
   claim(under.accepted > 0 && under.accepted <= released + bound, 'it accepts as much as it can do, and no more',
     `${number(under.accepted)} accepted, ${number(released)} tasks let go on`);
-  claim(late.heap <= 1.2 * early.heap, 'the heap after collection, under load, is at most 1.2 × that after a third',
+  const most = size(1.6, 1.2); // under load there are always requests in memory; the short form has three seconds
+  claim(late.heap <= most * early.heap, `the heap after collection, under load, is at most ${most} × that after a third`,
     `${megabytes(early.heap)}, ${megabytes(late.heap)} (${(late.heap / early.heap).toFixed(3)}); RSS ${
       megabytes(early.rss)}, ${megabytes(late.rss)}`);
 

@@ -99,7 +99,7 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, stage })
   claim(end.counts['failed'] === total / 10, 'each failure is reported once', number(end.counts['failed'] ?? 0));
   claim(end.counts['cleanedUp'] === total / 10, 'each generator is resumed once', number(end.counts['cleanedUp'] ?? 0));
   const heap = end.heap / first.heap;
-  const most = size(1.1, 1.05);
+  const most = size(1.25, 1.05); // code and caches are still growing in the short form
   claim(heap <= most, `the heap after collection is at most ${most} × that at ${number(early)}`,
     `${megabytes(first.heap)}, ${megabytes(middle.heap)}, ${megabytes(end.heap)} (${heap.toFixed(3)})`);
   const rss = end.rss / middle.rss;
