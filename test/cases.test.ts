@@ -2,9 +2,9 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
-import type { Plan, Task } from '../fixtures/conformance/callback.ts';
+import type { Plan } from '../fixtures/conformance/callback.ts';
 import {
-  allCases, allClauses, clauseFiles, parseClause, planOf, type Case, type Names, type Step,
+  allCases, allClauses, clauseFiles, parseClause, planOf, tasksOf, type Case, type Names, type Step,
 } from './conformance/cases.ts';
 import { problems } from './conformance/schema.ts';
 import { CAPABILITIES, DIALECTS } from './conformance/target.ts';
@@ -30,7 +30,8 @@ describe('the schema', () => {
       { send: { as: 'b', sub: ['s1'], dependency: [{ id: 'd1', kind: 'sync', adds: [{ id: 'd2' }] }] } },
       { send: { as: 'c', method: 'HEAD', checkpoints: ['exit'], status: 204, size: 0 } },
       { response: { of: 'b', status: 404 } }, { arrive: ['b:s1'] }, { absent: { serial: [], parallel: ['h1'] } },
-      { release: 'b:s1' }, { fail: { name: 'h1', status: 500 } }, { alive: true }, { disconnect: { how: 'reset' } },
+      { release: 'b:s1' }, { fail: { name: 'h1', status: 500 } }, { alive: true }, { connect: true },
+      { disconnect: { how: 'reset' } },
       { terminate: 'SIGTERM' }, { exited: { code: 0 } }, { stderr: ['h1'] }, { end: [] },
     );
   });
@@ -250,8 +251,6 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
   return found;
 }
 
-const allTasks = (tasks: readonly Task[]): Task[] => tasks.flatMap((each) => [each, ...allTasks(each.adds)]);
-const tasksOf = ({ sub, dependency, handler }: Plan): Task[] => allTasks([...sub, ...dependency, ...handler]);
 const namesOf = (plan: Plan): string[] => [...tasksOf(plan).map(({ id }) => id), ...plan.checkpoints];
 
 function capabilitiesOf(plan: Plan): string[] {

@@ -11,6 +11,7 @@ import { describe, test, type TestContext } from 'node:test';
 import { call, checkpoint, type Plan } from '../fixtures/conformance/callback.ts';
 import { allCases, type Case, type Step } from './conformance/cases.ts';
 import { Failure, startHarness, within } from './conformance/harness.ts';
+import { freePort } from './conformance/local.ts';
 import { conformance, openSession, type ConformanceOptions, type Session, type Verdict } from './conformance/run.ts';
 import { child, gate } from './helpers.ts';
 
@@ -339,6 +340,20 @@ describe('a case fails', FEW, () => {
     'h2 has called, and h1, which comes before it, has not called yet',
     { run: caller(async (plan) => { await call(plan, 'h2'); await call(plan, 'h1'); }) },
     caseOf({ send: { handler: ['h1', 'h2'] } }, { response: {} }, { end: ['h1', 'h2'] })));
+
+  const blocking: Step = { send: { handler: [{ id: 'h1', kind: 'sync' }, 'h2'] } };
+  test('where a task does not wait for a blocking one, although nothing else is served meanwhile', () => failsWith(
+    'h2 has called already', {
+      every: (plan, response) => {
+        if (isOfFence(plan)) return undefined;
+        send(response, plan);
+        return Promise.allSettled(plan.handler.toReversed().map(({ id }) => call(plan, id)));
+      },
+    }, caseOf(blocking, { response: {} }, { arrive: ['h1'] }, { absent: ['h2'] }, { release: 'h1' }, { end: ['h2'] })));
+
+  test('where a connection is refused', () => failsWith(/^a connection to +was refused: connect ECONNREFUSED /, {
+    run: (plan, response, socket) => { Reflect.get(socket, 'server').close(); send(response, plan); },
+  }, caseOf(oneTask, { response: {} }, { connect: true }, { end: ['h1'] })));
 
   test('where more calls come than the end has', () => failsWith('h2 called too, and nothing else was to call', {},
     caseOf({ send: { handler: ['h1', 'h2'] } }, { response: {} }, { end: ['h1'] })));
@@ -776,11 +791,5 @@ function endless(to: ServerResponse | Socket): void {
   more();
 }
 
-/** An address of which nothing listens. */
-async function freeUrl(): Promise<string> {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  await once(server.close(), 'close');
-  return `http://127.0.0.1:${port}`;
-}
+/** An address where nothing listens. */
+const freeUrl = async (): Promise<string> => `http://127.0.0.1:${await freePort()}`;

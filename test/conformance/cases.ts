@@ -47,6 +47,7 @@ export type Step =
   | { readonly release: string }
   | { readonly fail: { readonly name: string; readonly status?: number } }
   | { readonly alive: true }
+  | { readonly connect: true }
   | { readonly disconnect: { readonly of?: string; readonly how?: 'close' | 'reset' } }
   | { readonly end: Names }
   | { readonly terminate: 'SIGTERM' | 'SIGINT' }
@@ -89,4 +90,10 @@ export function planOf(form: PlanForm, callback: string): Plan {
   const { checkpoints = [], status = 200, size = 2, stream = false } = form;
   const [sub, dependency, handler] = [form.sub, form.dependency, form.handler].map(tasks) as [Task[], Task[], Task[]];
   return { callback, sub, dependency, handler, checkpoints, status, size, stream };
+}
+
+/** Every task of a plan, those that are added by others too. */
+export function tasksOf({ sub, dependency, handler }: Plan): Task[] {
+  const all = (tasks: readonly Task[]): Task[] => tasks.flatMap((task) => [task, ...all(task.adds)]);
+  return all([...sub, ...dependency, ...handler]);
 }

@@ -91,6 +91,8 @@ const reply = (response: ServerResponse, status: number, text = ''): void =>
   void response.writeHead(status, { connection: 'close', 'content-length': Buffer.byteLength(text) }).end(text);
 
 export interface Harness {
+  /** Answers `GET`: by then, what had called before has been counted. */
+  readonly url: string;
   /** Makes the callbacks of a plan. */
   plan(): Callbacks;
   /** Requests that belong to no plan. */
@@ -105,6 +107,7 @@ export async function startHarness(): Promise<Harness> {
   const secret = randomBytes(4).toString('hex');
   const server = http.createServer({ requestTimeout: 0 }, (request, response) => {
     const { method, url = '' } = request;
+    if (url === `/${secret}`) return reply(response, 200);
     const [, token, number, name, ...more] = url.split('/');
     const callbacks = plans.get(`${token}/${number}`);
     if (callbacks && method === 'POST' && name && more.length === 0) return callbacks.receive(name, response);
@@ -115,6 +118,7 @@ export async function startHarness(): Promise<Harness> {
   await once(server.listen(0, '127.0.0.1'), 'listening');
   const { port } = server.address() as AddressInfo;
   return {
+    url: `http://127.0.0.1:${port}/${secret}`,
     strays,
     plan() {
       const key = `${secret}/${plans.size + 1}`;

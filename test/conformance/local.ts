@@ -1,15 +1,23 @@
 /** What starts a target of this repository: a free port, and the command of a server. */
+import { randomInt } from 'node:crypto';
 import { once } from 'node:events';
-import net, { type AddressInfo } from 'node:net';
+import net from 'node:net';
 import { fileURLToPath } from 'node:url';
+
+/** Below the ports that a system gives out by itself: between two starts of a target nobody else is given its port. */
+let last = randomInt(20_000, 29_000);
 
 /** A port that was free a moment ago. */
 export async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  await once(server.close(), 'close');
-  return port;
+  for (;;) {
+    const port = last += 1;
+    const server = net.createServer().listen(port, '127.0.0.1');
+    try {
+      await once(server, 'listening');
+      await once(server.close(), 'close');
+      return port;
+    } catch { /* in use */ }
+  }
 }
 
 /** A shell command that runs `files` by this Node, which needs tsx only where it does not read TypeScript itself. */

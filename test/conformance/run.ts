@@ -1,7 +1,9 @@
 /** The runner: plays the cases against a target, one verb after another, and gives a verdict for each. */
-import type { Plan, Task } from '../../fixtures/conformance/callback.ts';
-import { allCases, planOf, type Case, type Level, type Names, type Send, type Step } from './cases.ts';
-import { exchange, getText, keep, RawConnection, type Answer, type Exchange, type Method } from './client.ts';
+import { once } from 'node:events';
+import net from 'node:net';
+import type { Plan } from '../../fixtures/conformance/callback.ts';
+import { allCases, planOf, tasksOf, type Case, type Level, type Names, type Send, type Step } from './cases.ts';
+import { addressOf, exchange, getText, keep, RawConnection, type Answer, type Exchange, type Method } from './client.ts';
 import { Failure, startHarness, within, withResolvers, type Callbacks, type Harness } from './harness.ts';
 import { CAPABILITIES, Target, type Preflight } from './target.ts';
 
@@ -188,6 +190,7 @@ class Play {
   readonly #fences: Callbacks[] = [];
   readonly #kept = keep();
   #raw: RawConnection | undefined;
+  readonly #silent: net.Socket[] = [];
   readonly #expected = new Set<string>();
   readonly #instance: () => string;
   readonly #strays: number;
@@ -247,6 +250,7 @@ class Play {
     }
     this.#kept.agent.destroy();
     this.#raw?.close();
+    for (const socket of this.#silent) socket.destroy();
     return [...sent.map(({ callbacks }) => callbacks), ...this.#fences];
   }
 
@@ -258,6 +262,7 @@ class Play {
     if ('release' in step) return this.#answer(step.release, 200);
     if ('fail' in step) return this.#answer(step.fail.name, step.fail.status ?? 500);
     if ('alive' in step) return this.#alive();
+    if ('connect' in step) return this.#connect();
     if ('disconnect' in step) return this.#disconnect(step.disconnect);
     if ('end' in step) return this.#end(step.end);
     if ('terminate' in step) return this.#terminate(step.terminate);
@@ -299,7 +304,7 @@ class Play {
   }
 
   async #absent(names: Names): Promise<void> {
-    await this.#fence();
+    await (this.#isBlocked() ? this.#ownFence() : this.#fence());
     const early = this.#declared(names, true).find((name) => {
       const { callbacks, id } = this.#find(name);
       return callbacks.arrived.includes(id);
@@ -317,6 +322,14 @@ class Play {
     await this.#fence(1);
     const { instance } = await this.#target.preflight();
     if (instance !== this.#instance()) throw new Failure('the process is another one than before');
+  }
+
+  async #connect(): Promise<void> {
+    const socket = net.connect(addressOf(this.#target.url));
+    this.#silent.push(socket.on('error', () => {})); // it may be reset: the target is to get rid of it
+    await this.#within(() => `a connection to ${this.#target.url}`, once(socket, 'connect').catch((error: Error) => {
+      throw new Failure(`a connection to ${this.#target.url} was refused: ${error.message}`);
+    }));
   }
 
   async #disconnect({ of = 'a', how = 'close' }: { of?: string; how?: 'close' | 'reset' }): Promise<void> {
@@ -405,6 +418,16 @@ class Play {
     }
   }
 
+  /** While a blocking task is held, the thread of the target may be, too: then the fence is the harness's alone. */
+  async #ownFence(): Promise<void> {
+    for (let time = 0; time < FENCE; time += 1) await getText(this.#harness.url);
+  }
+
+  #isBlocked(): boolean {
+    return [...this.#sent.values()].some(({ plan, callbacks: { held } }) => tasksOf(plan).some(
+      ({ id, kind }) => kind === 'sync' && held.includes(id)));
+  }
+
   /** The names for the value that the target declares; `absence` turns what they mean. */
   #declared(names: Names, absence = false): readonly string[] {
     if (Array.isArray(names)) return names;
@@ -476,10 +499,7 @@ class Play {
 const CHECKPOINTS: readonly string[] = ['enter', 'exit', 'handler', 'chunk'];
 
 /** Every name that a plan lets the target call. */
-function namesOf({ sub, dependency, handler, checkpoints }: Plan): Set<string> {
-  const ids = (tasks: readonly Task[]): string[] => tasks.flatMap(({ id, adds }) => [id, ...ids(adds)]);
-  return new Set([...ids([...sub, ...dependency, ...handler]), ...checkpoints]);
-}
+const namesOf = (plan: Plan): Set<string> => new Set([...tasksOf(plan).map(({ id }) => id), ...plan.checkpoints]);
 
 const label = (as: string, id: string): string => (as === 'a' ? id : `${as}:${id}`);
 

@@ -41,7 +41,7 @@ export const mutants: readonly Mutant[] = [
     void ({ info`,
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.2 1.4.2 2.1.2 2.2.2 2.5.1 2.5.2 3.2.3 3.3.2 3.4.2 4.3.1 4.3.2 4.3.3 4.3.4 7.1.1 7.1.2
-      7.1.3 10.3.1`),
+      7.1.3 7.1.4 10.3.1 10.3.2`),
   },
   {
     name: 'the tasks of a dependency start when it has returned',
@@ -58,9 +58,9 @@ export const mutants: readonly Mutant[] = [
     to: `if (plan.handler[0]?.id !== 'fence') await tasks.run();\n    ${BODY}`,
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
-      2.5.1 2.5.2 2.6.1 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.3
-      4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.2.1 7.3.1 7.4.1 7.4.2 7.5.1 10.1.1 10.1.2
-      10.1.3 10.2.1 10.3.1`),
+      2.4.2 2.5.1 2.5.2 2.6.1 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1
+      4.4.3 4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.1.4 7.2.1 7.3.1 7.3.2 7.4.1 7.4.2
+      7.5.1 10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.3.2`),
   },
   {
     name: 'leaks the error: a 201, or a stream, waits for the tasks, and is 500 if one of them fails',
@@ -128,7 +128,7 @@ export const mutants: readonly Mutant[] = [
   })())`,
     fails: ids(`
       2.1.1 2.1.2 2.1.3 2.2.1 2.3.1 2.5.1 2.6.1 3.2.1 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3
-      10.1.1 10.1.2 10.2.1 10.3.1`),
+      10.1.1 10.1.2 10.2.1 10.3.1 10.3.2`),
   },
   {
     name: 'reversed: the last task added runs first',
@@ -136,8 +136,8 @@ export const mutants: readonly Mutant[] = [
     from: EACH,
     to: 'of this.#tasks.reverse()) {',
     fails: ids(`
-      2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.4.1 2.5.1 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5
-      4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 7.1.1 7.1.2 10.1.1 10.1.2 10.2.1 10.3.1`),
+      2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.4.1 2.4.2 2.5.1 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4
+      4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 7.1.1 7.1.2 7.1.4 10.1.1 10.1.2 10.2.1 10.3.1 10.3.2`),
   },
   {
     name: 'twice: each task runs, and then again',
@@ -146,9 +146,9 @@ export const mutants: readonly Mutant[] = [
     to: 'if (pending) await pending;\n        await call(task);',
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
-      2.5.1 2.5.2 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4
-      4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.2.1 7.3.1 7.4.1 7.4.2 10.1.1 10.1.2 10.1.3
-      10.2.1 10.3.1 10.4.1`),
+      2.4.2 2.5.1 2.5.2 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3
+      4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.1.4 7.2.1 7.3.1 7.3.2 7.4.1 7.4.2 10.1.1
+      10.1.2 10.1.3 10.2.1 10.3.1 10.3.2 10.4.1`),
   },
   {
     name: 'a task that has failed is tried again',
@@ -156,7 +156,7 @@ export const mutants: readonly Mutant[] = [
     from: FAIL,
     to: `await call(task)?.catch(() => {});\n        ${FAIL}`,
     fails: ids(`
-      3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 5.3.1 10.5.1`),
+      2.4.2 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 5.3.1 7.1.4 10.5.1`),
   },
   {
     name: 'drops: no task runs',
@@ -165,9 +165,9 @@ export const mutants: readonly Mutant[] = [
     to: `if (plan.handler[0]?.id !== 'fence') tasks.discard('lost');\n    ${BODY}`,
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
-      2.5.1 2.5.2 2.6.1 3.1.1 3.1.2 3.1.3 3.1.4 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 4.1.1 4.1.2 4.1.3 4.1.4
-      4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.2.1
-      7.3.1 7.4.1 7.4.2 7.5.1 10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.4.1 10.5.1`),
+      2.4.2 2.5.1 2.5.2 2.6.1 3.1.1 3.1.2 3.1.3 3.1.4 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 4.1.1 4.1.2 4.1.3
+      4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3
+      7.1.4 7.2.1 7.3.1 7.3.2 7.4.1 7.4.2 7.5.1 10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.3.2 10.4.1 10.5.1`),
   },
   {
     name: 'drops the last: of several tasks the last one does not run',
@@ -175,8 +175,8 @@ export const mutants: readonly Mutant[] = [
     from: EACH,
     to: 'of this.#tasks.length > 1 ? this.#tasks.slice(0, -1) : this.#tasks) {',
     fails: ids(`
-      2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.4.1 2.5.1 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5
-      4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 7.1.1 7.1.2 10.1.1 10.1.2 10.2.1 10.3.1`),
+      2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.4.1 2.4.2 2.5.1 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4
+      4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 7.1.1 7.1.2 7.1.4 10.1.1 10.1.2 10.2.1 10.3.1 10.3.2`),
   },
   {
     name: 'a queue has room for ten tasks',
@@ -200,12 +200,29 @@ export const mutants: readonly Mutant[] = [
     fails: ['1.3.2', '1.4.2', '2.1.2', '2.2.2'],
   },
   {
+    name: 'a blocking task is not waited for',
+    file: 'fixtures/conformance/reference.ts',
+    from: 'callSync(plan, id); queue(tasks, plan, adds);',
+    to: "setTimeout(() => call(plan, id).catch(console.error), 100);",
+    fails: ['2.1.2', '2.2.2'],
+  },
+  {
     name: 'the tasks of all requests wait in one line',
     file: 'server.ts',
     from: RUN,
     to: `(Reflect.set(globalThis, 'line', Promise.resolve(Reflect.get(globalThis, 'line')).then(() => ${RUN})),
       Reflect.get(globalThis, 'line'))`,
-    fails: ['2.2.1', '2.4.1', '2.6.1', '4.4.3', '4.4.4', '4.4.5', '5.1.1', '5.1.2'],
+    fails: ['2.2.1', '2.4.1', '2.4.2', '2.6.1', '4.4.3', '4.4.4', '4.4.5', '5.1.1', '5.1.2', '7.1.4'],
+  },
+  {
+    name: 'a failed task drops the tasks of every other request',
+    file: 'server.ts',
+    from: 'new BackgroundTasks({ ...taskOptions, request })',
+    to: `new BackgroundTasks({ ...taskOptions, request, onTaskError: (error) => {
+      report('failed', error);
+      for (const other of [...scopes]) if (other.request !== request) other.tasks.discard('a task failed');
+    } })`,
+    fails: ['2.4.2', '7.1.4'],
   },
   {
     name: 'the tasks of at most four requests run at a time',
@@ -274,14 +291,14 @@ export const mutants: readonly Mutant[] = [
     file: 'background.ts',
     from: FAIL,
     to: `${FAIL}\n        throw error;`,
-    fails: ['3.2.1', '3.2.2', '3.2.3', '10.5.1'],
+    fails: ['3.2.1', '3.2.2', '3.2.3', '7.1.4', '10.5.1'],
   },
   {
     name: 'crashes: the error of a task ends the process',
     file: 'background.ts',
     from: FAIL,
     to: 'queueMicrotask(() => { throw error; });',
-    fails: ['3.2.1', '3.2.2', '3.2.3', '3.3.1', '3.3.2', '5.3.1', '10.5.1'],
+    fails: ['2.4.2', '3.2.1', '3.2.2', '3.2.3', '3.3.1', '3.3.2', '5.3.1', '7.1.4', '10.5.1'],
   },
   {
     name: 'crashes: the error of a blocking task ends the process',
@@ -479,7 +496,8 @@ export const mutants: readonly Mutant[] = [
         return ${HANDLE};
       })()`,
     fails: ids(`
-      1.1.1 1.1.2 1.2.1 2.2.1 2.4.1 2.6.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 5.1.1 5.1.2 5.2.1 5.4.1 10.3.1`),
+      1.1.1 1.1.2 1.2.1 2.2.1 2.4.1 2.4.2 2.6.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 5.1.1 5.1.2 5.2.1 5.4.1 7.1.4 10.3.1
+      10.3.2`),
   },
   {
     name: 'blocks the connection: a request waits for the tasks of those before it (starlette #2093)',
@@ -506,7 +524,7 @@ export const mutants: readonly Mutant[] = [
     from: 'new BackgroundTasks({ ...taskOptions, request })',
     to: `[...scopes].find((other) => connections.get(other.request.socket)?.responses)?.tasks
       ?? new BackgroundTasks({ ...taskOptions, request })`,
-    fails: ['1.1.1', '1.1.2', '1.2.1', '10.3.1'],
+    fails: ['1.1.1', '1.1.2', '1.2.1', '10.3.1', '10.3.2'],
   },
 
   // 7: the stop
@@ -515,14 +533,14 @@ export const mutants: readonly Mutant[] = [
     file: 'server.ts',
     from: '(await app.close())',
     to: '(process.exit(0) ?? await app.close())',
-    fails: ['7.1.1', '7.1.2', '7.1.3', '7.2.1'],
+    fails: ['7.1.1', '7.1.2', '7.1.3', '7.1.4', '7.2.1'],
   },
   {
     name: 'no signal is handled',
     file: 'server.ts',
     from: "process.on('SIGINT', stop).on('SIGTERM', stop);",
     to: 'void stop;',
-    fails: ['7.1.1', '7.1.2', '7.1.3', '7.2.1', '7.4.1', '7.4.2'],
+    fails: ['7.1.1', '7.1.2', '7.1.3', '7.1.4', '7.2.1', '7.4.1', '7.4.2'],
   },
   {
     name: 'SIGINT is not handled',
@@ -536,14 +554,14 @@ export const mutants: readonly Mutant[] = [
     file: 'server.ts',
     from: ".on('SIGTERM', stop)",
     to: ".on('SIGTERM', () => {})",
-    fails: ['7.1.1', '7.1.3', '7.2.1', '7.3.1', '7.4.1', '7.4.2'],
+    fails: ['7.1.1', '7.1.3', '7.1.4', '7.2.1', '7.3.1', '7.3.2', '7.4.1', '7.4.2'],
   },
   {
     name: 'loses tasks at shutdown: those that have not started are dropped',
     file: 'server.ts',
     from: 'const closed = server &&',
     to: "for (const { tasks } of scopes) tasks.discard('the server stops');\n    const closed = server &&",
-    fails: ['7.1.1', '7.1.2', '7.1.3', '7.2.1'],
+    fails: ['7.1.1', '7.1.2', '7.1.3', '7.1.4', '7.2.1'],
   },
   {
     name: 'loses tasks at shutdown: a running task can add no more',
@@ -552,6 +570,16 @@ export const mutants: readonly Mutant[] = [
     to: `for (const { tasks } of scopes) tasks.addTask = () => { throw new Error('the server stops'); };
     const closed = server &&`,
     fails: ['7.1.3'],
+  },
+  {
+    name: 'a task that fails after the signal ends the process',
+    file: 'server.ts',
+    from: 'new BackgroundTasks({ ...taskOptions, request })',
+    to: `new BackgroundTasks({ ...taskOptions, request, onTaskError: (error) => {
+      report('failed', error);
+      if (closing) process.exit(1);
+    } })`,
+    fails: ['7.1.4'],
   },
   {
     name: 'cuts responses in progress at shutdown',
@@ -565,7 +593,14 @@ export const mutants: readonly Mutant[] = [
     file: 'server.ts',
     from: 'if (responses === 0) socket.destroySoon();\n    const timers',
     to: 'if (responses < 0) socket.destroySoon();\n    const timers',
-    fails: ['7.3.1'],
+    fails: ['7.3.1', '7.3.2'],
+  },
+  {
+    name: 'a connection that has sent nothing holds the process at shutdown (node #63452)',
+    file: 'server.ts',
+    from: 'if (responses === 0) socket.destroySoon();\n    const timers',
+    to: 'if (responses === 0 && socket.bytesRead > 0) socket.destroySoon();\n    const timers',
+    fails: ['7.3.2'],
   },
   {
     name: 'the exit code of a stop is that of the signal',
@@ -589,7 +624,7 @@ export const mutants: readonly Mutant[] = [
     from: 'if (values === rejected) return rejected;',
     to: `if (values === rejected) return rejected;
     if ('tasks' in values) Object.assign(values, { tasks: new BackgroundTasks() });`,
-    fails: ['1.1.2', '1.3.5', '10.1.1', '10.1.2', '10.1.3', '10.2.1', '10.3.1'],
+    fails: ['1.1.2', '1.3.5', '10.1.1', '10.1.2', '10.1.3', '10.2.1', '10.3.1', '10.3.2'],
   },
   {
     name: 'a queue is that of its connection',
@@ -598,6 +633,17 @@ export const mutants: readonly Mutant[] = [
     to: `(Reflect.get(request.socket, 'tasks') ?? (Reflect.set(request.socket, 'tasks',
       new BackgroundTasks({ ...taskOptions, request })), Reflect.get(request.socket, 'tasks')))`,
     fails: ['5.3.1'],
+  },
+  {
+    name: 'a task joins the queue of the latest request',
+    file: 'deps.ts',
+    from: 'builtIn((scope) => scope.tasks)',
+    to: `builtIn((scope) => {
+  Reflect.set(globalThis, 'latest', scope);
+  const addTask: BackgroundTasks['addTask'] = (...args) => Reflect.get(globalThis, 'latest').tasks.addTask(...args);
+  return { addTask } as BackgroundTasks;
+})`,
+    fails: ['10.3.2'],
   },
   {
     name: 'a queue per dependency: that of a dependency runs after that of the handler',
@@ -613,7 +659,7 @@ export const mutants: readonly Mutant[] = [
         await own.run();
       });
     }`,
-    fails: ['10.1.1', '10.1.2', '10.2.1', '10.3.1'],
+    fails: ['10.1.1', '10.1.2', '10.2.1', '10.3.1', '10.3.2'],
   },
   {
     name: 'no cache: a dependency that is reached by two paths runs twice',
@@ -787,17 +833,6 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^3 an onTaskError that throws what cannot be printed',
   },
   {
-    name: 'a failed task drops the tasks of every request',
-    file: 'server.ts',
-    from: 'new BackgroundTasks({ ...taskOptions, request })',
-    to: `new BackgroundTasks({ ...taskOptions, request, onTaskError: (error) => {
-      report('failed', error);
-      for (const { tasks } of [...scopes]) tasks.discard('a task failed');
-    } })`,
-    tests: 'test/server.test.ts',
-    pattern: "^3 afterFailure: 'stop' drops the rest of that request's queue, and of no other",
-  },
-  {
     name: 'a dropped task is not reported',
     file: 'background.ts',
     from: 'report(`Dropped task ${name}`)',
@@ -863,17 +898,6 @@ export const unitMutants: readonly UnitMutant[] = [
     to: '.unfinished.length > 0 ? 0 : 0',
     tests: 'test/shutdown.test.ts',
     pattern: '^7 at the deadline the unfinished tasks and requests',
-  },
-  {
-    name: 'a task that fails after the signal ends the process',
-    file: 'server.ts',
-    from: 'new BackgroundTasks({ ...taskOptions, request })',
-    to: `new BackgroundTasks({ ...taskOptions, request, onTaskError: (error) => {
-      report('failed', error);
-      if (closing) process.exit(1);
-    } })`,
-    tests: 'test/shutdown.test.ts',
-    pattern: '^7 a task that fails meanwhile is reported, and the exit code stays 0',
   },
   {
     name: 'what is unfinished at the deadline has no name',
@@ -990,18 +1014,6 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^9 each dropped task',
   },
   // 10: dependencies
-  {
-    name: 'a task joins the queue of the latest request',
-    file: 'deps.ts',
-    from: 'builtIn((scope) => scope.tasks)',
-    to: `builtIn((scope) => {
-  Reflect.set(globalThis, 'latest', scope);
-  const addTask: BackgroundTasks['addTask'] = (...args) => Reflect.get(globalThis, 'latest').tasks.addTask(...args);
-  return { addTask } as BackgroundTasks;
-})`,
-    tests: 'test/deps.test.ts',
-    pattern: '^10 two interleaved requests have separate queues',
-  },
   {
     name: 'the first input error is the only one',
     file: 'deps.ts',

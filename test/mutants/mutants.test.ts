@@ -5,15 +5,14 @@
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { randomInt } from 'node:crypto';
 import { once } from 'node:events';
 import { cp, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
-import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { allCases, type Level } from '../conformance/cases.ts';
+import { freePort } from '../conformance/local.ts';
 import { openSession, type Verdict } from '../conformance/run.ts';
 import { mutants, unitMutants, type Change, type UnitMutant } from './list.ts';
 
@@ -126,17 +125,4 @@ async function failedTests(t: TestContext, folder: string, { tests, pattern }: U
   child.stdout.setEncoding('utf8').on('data', (text: string) => { output += text; });
   await once(child, 'close');
   return [...output.matchAll(/^ *not ok \d+ - (.*)$/gm)].map(([, title = '']) => title.replaceAll('\\', ''));
-}
-
-/** Below the ports that a system gives out by itself: between two starts of a mutant nobody else is given its port. */
-let port = randomInt(20_000, 29_000);
-async function freePort(): Promise<number> {
-  for (;;) {
-    const server = net.createServer().listen(port += 1, '127.0.0.1');
-    try {
-      await once(server, 'listening');
-      await once(server.close(), 'close');
-      return port;
-    } catch { /* in use */ }
-  }
 }
