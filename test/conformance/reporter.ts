@@ -43,7 +43,9 @@ export default async function* reporter(events: AsyncIterable<TestEvent>): Async
       last = undefined;
     }
   }
-  for (const [suite, outcomes] of suites) yield table(suite, outcomes);
+  for (const [suite, outcomes] of suites) {
+    if (Object.values(outcomes).some(({ status }) => status !== 'skip')) yield table(suite, outcomes);
+  }
   const file = process.env['CONFORMANCE_JSON'];
   if (file) writeFileSync(file, `${JSON.stringify(Object.fromEntries(suites), undefined, 2)}\n`);
 }
