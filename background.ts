@@ -56,7 +56,7 @@ export class BackgroundTasks {
     this.#tasks.push({ info: { name, index, request }, fn: fn as Task['fn'], args, scope: new AsyncResource(name) });
   }
 
-  /** Runs the queue. Called again, it returns the same promise. It never rejects: failures are reported. */
+  /** Runs the queue. Called again, by a task too, it returns the same promise. It never rejects: see `onTaskError`. */
   run(): Promise<void> { return (this.#running ??= this.#runInOrder()); }
 
   /** The tasks that are running or have not started. */
@@ -71,6 +71,7 @@ export class BackgroundTasks {
   }
 
   async #runInOrder(): Promise<void> {
+    await undefined; // run() returns before the first task starts, which may call it
     for (const task of this.#tasks) { // 2: what a task adds is met at the end
       if (performance.now() >= slice.end) await nextSlice();
       if (this.#closed) return;

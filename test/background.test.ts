@@ -60,6 +60,16 @@ test('2 tasks run in the order added, synchronous or not, each with its argument
   assert.deepEqual(log, ['sync', ['a@example.com', 'hello'], 'resolved', 'a promise', 'last']);
 });
 
+test('2 run() starts no task before it returns, and a task may call it: the promise is the same', async () => {
+  await queue([() => {}]).run(); // so that the next queue need not wait for a turn of the event loop
+  const log: string[] = [];
+  const tasks = queue([() => log.push(`first, ${tasks.run() === running}`), () => log.push('second')]);
+  const running = tasks.run();
+  assert.deepEqual(log, []);
+  await running;
+  assert.deepEqual(log, ['first, true', 'second']);
+});
+
 for (const [kind, wrap] of Object.entries<(held: Promise<void>) => unknown>({
   'an async task': (held) => held,
   'a thenable object (fact 7.8)': (held) => ({ then: (done: () => void) => void held.then(done) }),

@@ -783,6 +783,14 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^2 adding after discard\\(\\)',
   },
   {
+    name: 'a task that calls run() starts the queue again',
+    file: 'background.ts',
+    from: '    await undefined; // run() returns before the first task starts, which may call it\n',
+    to: '',
+    tests: 'test/background.test.ts',
+    pattern: '^2 run\\(\\) starts no task before it returns',
+  },
+  {
     name: 'run() twice runs the tasks twice',
     file: 'background.ts',
     from: '(this.#running ??= this.#runInOrder())',

@@ -1,0 +1,208 @@
+/**
+ * The queue against a model of it, over random programs: a failure shows the smallest program that differs.
+ *
+ *     SEED=7 PROGRAMS=100000 node --import tsx --test test/properties.test.ts
+ */
+import assert from 'node:assert/strict';
+import { channel } from 'node:diagnostics_channel';
+import type { IncomingMessage } from 'node:http';
+import { test } from 'node:test';
+import { inspect } from 'node:util';
+import { BackgroundTasks, type TaskInfo } from '../background.ts';
+import { random, type Random } from './endurance/shared.ts';
+
+/** What shrinks is a number, a boolean or a list: towards 0, false and nothing. */
+interface Program {
+  readonly stop: boolean;
+  /** onTaskError: none, one that returns, one that takes a turn of the event loop, one that throws. */
+  readonly reporter: number;
+  readonly before: readonly Action[];
+  readonly after: readonly Action[];
+}
+type Action = { readonly add: Task }
+  | { readonly discard: number } | { readonly look: number } | { readonly run: number };
+interface Task {
+  /** It returns, rejects or resolves at once, after a turn of the event loop, or is a thenable that is no promise. */
+  readonly kind: number;
+  readonly named: boolean;
+  readonly fails: boolean;
+  readonly body: readonly Action[];
+}
+
+function programOf({ below, chance }: Random): Program {
+  const task = (depth: number): Task =>
+    ({ kind: below(4), named: chance(0.7), fails: chance(0.25), body: depth < 2 ? actions(3, depth + 1) : [] });
+  const action = (depth: number): Action => {
+    const roll = below(10);
+    return roll < 7 ? { add: task(depth) } : roll < 8 ? { discard: below(3) } : roll < 9 ? { look: 0 } : { run: 0 };
+  };
+  const actions = (limit: number, depth: number): Action[] =>
+    Array.from({ length: below(limit + 1) }, () => action(depth));
+  return { stop: chance(0.3), reporter: below(4), before: actions(5, 0), after: actions(2, 2) };
+}
+
+const named = (n: number, task: Task): string => (task.named ? `t${n}` : '');
+const listed = (tasks: readonly Pick<TaskInfo, 'name' | 'index'>[]): string =>
+  tasks.map(({ name, index }) => `${index} ${name}`).join(', ');
+
+/** The model: what the program does, one after another, told in lines. */
+function expected({ stop, reporter, before, after }: Program): string[] {
+  const log: string[] = [];
+  const queue: { name: string; index: number; task: Task }[] = [];
+  let [made, started, finished, closed] = [0, 0, 0, ''];
+  const discard = (reason: string): string => {
+    const dropped = queue.splice(started);
+    closed ||= `were discarded: ${reason}`;
+    for (const { name, index } of dropped) log.push(`dropped ${index} ${name}: ${reason}`);
+    return listed(dropped);
+  };
+  const act = (action: Action): unknown => {
+    if ('look' in action) return log.push(`unfinished: ${listed(queue.slice(finished))}`);
+    if ('run' in action) return log.push('run() is the same');
+    if ('discard' in action) return log.push(`discarded: ${discard(`reason ${action.discard}`)}`);
+    const index = queue.length;
+    const name = named(made += 1, action.add) || `task ${index + 1} of POST /order`;
+    if (closed) return log.push(`Too late to add ${name}: this request's tasks ${closed}. Add it earlier.`);
+    return queue.push({ name, index, task: action.add });
+  };
+  before.forEach(act);
+  for (; started < queue.length; finished += 1) {
+    const { name, index, task } = queue[started++]!;
+    log.push(`start ${index} ${name}`);
+    task.body.forEach(act);
+    if (task.fails) {
+      log.push(`error ${index} ${name}: ${name} failed`);
+      if (reporter > 0) log.push(`onTaskError ${index} ${name}: ${name} failed`);
+      if (stop) discard('a task failed');
+    }
+    log.push(`end ${index} ${name}`);
+  }
+  closed ||= 'have finished';
+  after.forEach(act);
+  return log;
+}
+
+const logs = new WeakMap<object, string[]>();
+for (const event of ['start', 'end', 'error', 'dropped']) {
+  channel(`background-tasks:${event}`).subscribe((message) => {
+    const { request, index, name, error, reason } = message as TaskInfo & { error?: Error; reason?: string };
+    const more = error ? `: ${error.message}` : reason ? `: ${reason}` : '';
+    logs.get(request ?? {})?.push(`${event} ${index} ${name}${more}`);
+  });
+}
+
+/** The same of the real one. */
+async function observed(program: Program, Queue: typeof BackgroundTasks): Promise<string[]> {
+  const log: string[] = [];
+  const request = { method: 'POST', url: '/order?item=1' } as IncomingMessage;
+  logs.set(request, log);
+  const report = ({ message }: Error, { index, name }: TaskInfo): void =>
+    void log.push(`onTaskError ${index} ${name}: ${message}`);
+  const onTaskError = [undefined, report, async (error: Error, info: TaskInfo): Promise<void> => {
+    await new Promise(setImmediate);
+    report(error, info);
+  }, (error: Error, info: TaskInfo): never => { report(error, info); throw error; }][program.reporter];
+  const tasks = new Queue({
+    request, afterFailure: program.stop ? 'stop' : 'continue',
+    ...(onTaskError && { onTaskError: (error, info) => onTaskError(error as Error, info) }),
+  });
+  let made = 0;
+  let running: Promise<void> | undefined;
+  const act = (action: Action): unknown => {
+    if ('look' in action) return log.push(`unfinished: ${listed(tasks.unfinished)}`);
+    if ('run' in action) {
+      running ??= tasks.run();
+      return log.push(`run() is ${running === tasks.run() ? 'the same' : 'another'}`);
+    }
+    if ('discard' in action) return log.push(`discarded: ${listed(tasks.discard(`reason ${action.discard}`))}`);
+    const { add: task } = action;
+    const name = named(made += 1, task);
+    try {
+      return void tasks.addTask(Object.defineProperty(bodyOf(task), 'name', { value: name }));
+    } catch (error) {
+      return log.push((error as Error).message);
+    }
+  };
+  const bodyOf = ({ kind, fails, body }: Task) => (): unknown => {
+    const { name } = tasks.unfinished[0]!;
+    const work = (): void => {
+      body.forEach(act);
+      if (fails) throw new Error(`${name} failed`);
+    };
+    if (kind === 1) return (async () => work())();
+    if (kind === 2) return new Promise(setImmediate).then(work);
+    if (kind === 3) return { then: (done: () => void, fail: (error: unknown) => void) => {
+      try { work(); } catch (error) { return fail(error); }
+      done();
+    } };
+    return work();
+  };
+  program.before.forEach(act);
+  await (running ??= tasks.run());
+  program.after.forEach(act);
+  return log;
+}
+
+/** The next smaller values: an action less, a body behind its task, a number or a `true` less, at whatever depth. */
+function* smaller<T>(value: T): Generator<T> {
+  if (Array.isArray(value)) {
+    for (const at of value.keys()) yield value.toSpliced(at, 1) as T;
+    for (const [at, { add }] of (value as Partial<Record<'add', Task>>[]).entries()) {
+      if (add && add.body.length > 0) yield value.toSpliced(at, 1, { add: { ...add, body: [] } }, ...add.body) as T;
+    }
+    for (const [at, each] of value.entries()) for (const less of smaller(each)) yield value.with(at, less) as T;
+  } else if (typeof value === 'object') {
+    for (const [key, each] of Object.entries(value!)) for (const less of smaller(each)) yield { ...value, [key]: less };
+  } else if (value) {
+    yield (typeof value === 'number' ? value - 1 : false) as T;
+  }
+}
+
+interface Difference { readonly program: Program; readonly actual: string[]; readonly model: string[] }
+
+/** The smallest program, of `count` and what they shrink to, with which `Queue` and the model differ. */
+async function difference(seed: number, count: number, Queue = BackgroundTasks): Promise<Difference | undefined> {
+  const compare = async (program: Program): Promise<Difference | undefined> => {
+    const [actual, model] = [await observed(program, Queue), expected(program)];
+    return `${actual}` === `${model}` ? undefined : { program, actual, model };
+  };
+  const numbers = random(seed);
+  const programs = Array.from({ length: count }, () => programOf(numbers));
+  let found = (await Promise.all(programs.map(compare))).find((each) => each !== undefined); // all at the same time
+  for (let last; found !== last;) {
+    last = found;
+    for (const less of smaller(last!.program)) if (found === last) found = await compare(less) ?? last;
+  }
+  return found;
+}
+
+const seed = Number(process.env['SEED'] ?? 1);
+const count = Number(process.env['PROGRAMS'] ?? 3000);
+
+test(`2, 3, 4 the queue does what its model does, in ${count} random programs (seed ${seed})`, async (t) => {
+  t.mock.method(console, 'error', () => {});
+  const found = await difference(seed, count);
+  if (found) assert.deepEqual(found.actual, found.model, `SEED=${seed}: ${inspect(found.program, { depth: null })}`);
+});
+
+const add = (more: Partial<Task> = {}): Action => ({ add: { kind: 0, named: false, fails: false, body: [], ...more } });
+const program = (...before: Action[]): Program => ({ stop: false, reporter: 0, before, after: [] });
+
+class Forgetful extends BackgroundTasks {
+  override discard(reason: string): readonly TaskInfo[] { return super.discard(reason).slice(1); }
+}
+class Deaf extends BackgroundTasks {
+  #running = false;
+  override addTask: BackgroundTasks['addTask'] = (...args) => { if (!this.#running) super.addTask(...args); };
+  override run(): Promise<void> { this.#running = true; return super.run(); }
+}
+const defects: [what: string, Queue: typeof BackgroundTasks, smallest: Program][] = [
+  ['that does not say what it has dropped', Forgetful, program(add(), { discard: 0 })],
+  ['that takes no task once it runs, without a word', Deaf, { ...program(), after: [add()] }],
+];
+for (const [what, Queue, smallest] of defects) {
+  test(`the smallest program is found for a queue ${what}`, async (t) => {
+    t.mock.method(console, 'error', () => {});
+    assert.deepEqual((await difference(1, 500, Queue))?.program, smallest);
+  });
+}
