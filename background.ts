@@ -127,6 +127,13 @@ function nextSlice(): Promise<void> {
 
 const waiting = new WeakMap<IncomingMessage['socket'], (() => void)[]>();
 
+/** 7.2, 7.14: one listener for all responses of a connection. In a function of its own, it holds none of them. */
+function watch(socket: IncomingMessage['socket']): (() => void)[] {
+  const open: (() => void)[] = [];
+  waiting.set(socket.on('close', () => open.splice(0).forEach((gone) => gone())), open);
+  return open;
+}
+
 /**
  * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. A task that then
  * blocks the thread delays neither the response nor its end of file. May be called at any time, also late. A client may
@@ -137,8 +144,7 @@ export function responseDone(res: ServerResponse): Promise<void> {
   return new Promise((resolve) => {
     const done = (): void => void setImmediate(resolve); // 7.3: Node ends the connection after the 'finish' listeners
     if (res.writableFinished || socket.destroyed) return done(); // 7.1: no event will come any more
-    const open = waiting.get(socket) ?? []; // 7.2, 7.14: one listener for all responses of a connection
-    if (!waiting.has(socket)) waiting.set(socket.once('close', () => open.splice(0).forEach((gone) => gone())), open);
+    const open = waiting.get(socket) ?? watch(socket);
     open.push(done); // no Set: its old tables keep young garbage alive, for a microsecond of collection a request
     res.once('finish', () => { open.splice(open.indexOf(done), 1); done(); });
   });

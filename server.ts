@@ -199,7 +199,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   }
 
   const connect = (socket: Socket): { responses: number } =>
-    connections.set(socket.once('close', () => connections.delete(socket)), { responses: 0 }).get(socket)!;
+    connections.set(socket.on('close', () => connections.delete(socket)), { responses: 0 }).get(socket)!;
 
   const disconnect = (): void => { for (const socket of connections.keys()) socket.destroy(); };
 

@@ -759,6 +759,23 @@ test('a kept connection gathers neither listeners nor promises (fact 7.14)', wit
   assert.equal(listeners.size, 1, `listeners of the socket: ${[...listeners]}`);
 });
 
+test('a kept connection holds no response that is out, not even its first one', within, async (t) => {
+  const responses: WeakRef<ServerResponse>[] = [];
+  const { port } = await bareServer(t, async (_, res) => {
+    responses.push(new WeakRef(res));
+    res.end('whole');
+    await responseDone(res);
+  });
+  using client = await rawClient(port);
+  for (let served = 1; served <= 3; served += 1) {
+    client.send(GET);
+    await client.until('whole', served);
+  }
+  await otherQueues();
+  queryObjects(Promise, { format: 'count' }); // collects the garbage first
+  assert.deepEqual(responses.slice(0, 2).map((each) => each.deref()), [undefined, undefined]);
+});
+
 const SERVICE = `
 import { createServer } from 'node:http';
 import { BackgroundTasks, responseDone } from './background.ts';

@@ -767,6 +767,14 @@ export const unitMutants: readonly UnitMutant[] = [
   },
   // 2: in order, one at a time, once
   {
+    name: 'a connection holds its first response',
+    file: 'background.ts',
+    from: "const open = waiting.get(socket) ?? watch(socket);",
+    to: "const open = waiting.get(socket) ?? watch(socket.on('close', () => void res));",
+    tests: 'test/background.test.ts',
+    pattern: '^a kept connection holds no response that is out',
+  },
+  {
     name: 'a task that is added too late is lost without a word',
     file: 'background.ts',
     from: 'if (this.#closed) throw',

@@ -1,0 +1,107 @@
+/**
+ * What a connection costs that has sent a request, and is kept: `node --import tsx test/endurance/idle.ts`. Beside it
+ * the same of raw `node:http` with the same work, each server in a process of its own, in turn.
+ */
+import { subscribe } from 'node:diagnostics_channel';
+import { once } from 'node:events';
+import http, { type RequestListener, type Server as HttpServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { backgroundTasks, createApp, post, query, type App } from '../../server.ts';
+import { connect, each, endure, megabytes, number, probe, requestOf, size, startServer } from './shared.ts';
+
+const counts = { ran: 0 };
+const task = (): void => { counts.ran += 1; };
+const laterTask = async (): Promise<void> => task();
+
+const raw: RequestListener = (request, response) => {
+  const item = decodeURIComponent(request.url!.slice('/order?item='.length));
+  const text = JSON.stringify({ message: item });
+  response.writeHead(200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }).end(text);
+  response.on('finish', async () => { task(); await laterTask(); task(); });
+};
+
+/** What the command of server.ts needs of an app, around raw `node:http`. */
+function rawApp(): App {
+  const server = http.createServer(raw);
+  return {
+    ...createApp([]), listener: raw,
+    async listen({ port = 8000 } = {}) {
+      await once(server.listen(port, '127.0.0.1'), 'listening');
+      return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` };
+    },
+    async close() {
+      server.close();
+      return { unfinished: [] };
+    },
+  };
+}
+
+export default probe(process.env['RAW'] ? rawApp() : createApp([
+  post('/order', { item: query('item'), tasks: backgroundTasks }, ({ item, tasks }) => {
+    tasks.addTask(task);
+    tasks.addTask(laterTask);
+    tasks.addTask(task);
+    return { message: item };
+  }),
+]), counts);
+
+// No connection of either server is closed because it is idle.
+subscribe('http.server.request.start', (message) => {
+  (message as { server: HttpServer }).server.keepAliveTimeout = 0;
+});
+
+interface Measured { readonly heap: number; readonly rss: number }
+
+await endure(import.meta.url, size(120_000, 900_000), async ({ claim, stage }) => {
+  const count = size(1000, 10_000);
+  const rounds = size(3, 5);
+
+  async function measure(name: string, env: Record<string, string>): Promise<Measured> {
+    await using server = await startServer(import.meta.url, env);
+    let wrong = 0;
+    async function open(): Promise<ReturnType<typeof connect>[]> {
+      const clients: ReturnType<typeof connect>[] = [];
+      await each(count, 50, async (index) => {
+        const client = connect(server.port);
+        clients.push(client);
+        client.send(requestOf('POST', `/order?item=${index}`));
+        if ((await client.answer())?.status !== 200) wrong += 1;
+      });
+      return clients;
+    }
+    async function leave(clients: ReturnType<typeof connect>[]): ReturnType<typeof server.until> {
+      for (const { socket } of clients) socket.destroy();
+      await server.until(({ open, alive: { sockets } }) => open === 0 && sockets === 0, 'collected');
+      return server.figures('collected');
+    }
+    stage(`the warm-up of ${name}`);
+    const before = await leave(await open());
+    stage(`${number(count)} connections of ${name}`);
+    const clients = await open();
+    const during = await server.until(({ pending }) => pending === 0, 'collected');
+    const after = await leave(clients);
+    const left = (after.heap - before.heap) / (during.heap - before.heap);
+    const isFree = left < size(0.2, 0.05)
+      && after.open + after.alive.sockets + after.alive.requests + after.pending === 0;
+    const isWhole = wrong === 0 && during.open === count && after.counts['ran'] === 6 * count;
+    claim(isWhole && isFree, `${name}: every connection is kept, and nothing of it is left in the end`,
+      `${megabytes(before.heap)}, ${megabytes(during.heap)}, ${megabytes(after.heap)}`);
+    return { heap: (during.heap - before.heap) / count, rss: (during.rss - before.rss) / count };
+  }
+
+  const [ours, raws]: [Measured[], Measured[]] = [[], []];
+  for (let round = 0; round < rounds; round += 1) {
+    ours.push(await measure('ours', {}));
+    raws.push(await measure('raw', { RAW: '1' }));
+  }
+  const limits = [['heap', size(1.4, 1.25)], ['rss', size(2, 1.15)]] as const; // a thousand are few beside the noise
+  for (const [what, most] of limits) {
+    const [own, floor] = [ours, raws].map((list) => median(list.map((each) => each[what]))) as [number, number];
+    claim(own <= most * floor, `the ${what} of a connection is at most ${most} × that of raw node:http`,
+      `${number(Math.round(own))} and ${number(Math.round(floor))} bytes (${(own / floor).toFixed(3)})`);
+  }
+});
+
+function median(list: readonly number[]): number {
+  return list.toSorted((a, b) => a - b)[list.length >> 1]!;
+}
