@@ -770,7 +770,7 @@ export const unitMutants: readonly UnitMutant[] = [
     name: 'a connection holds its first response',
     file: 'background.ts',
     from: "const open = waiting.get(socket) ?? watch(socket);",
-    to: "const open = waiting.get(socket) ?? watch(socket.on('close', () => void res));",
+    to: "const open = waiting.get(socket) ?? watch(socket.on('close', () => res.destroy()));",
     tests: 'test/background.test.ts',
     pattern: '^a kept connection holds no response that is out',
   },
