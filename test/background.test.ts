@@ -763,8 +763,9 @@ test('a kept connection holds no response that is out, not even its first one', 
   const responses: WeakRef<ServerResponse>[] = [];
   const { port } = await bareServer(t, async (_, res) => {
     responses.push(new WeakRef(res));
+    const done = responseDone(res);
     res.end('whole');
-    await responseDone(res);
+    await done;
   });
   using client = await rawClient(port);
   for (let served = 1; served <= 3; served += 1) {
