@@ -239,14 +239,10 @@ export class Scope {
 
   get query(): URLSearchParams { return this.#query ??= new URLSearchParams(/\?.*/.exec(`${this.request.url}`)?.[0]); }
 
-  /** Records an input error in FastAPI's shape; the same one, met again, counts once. */
+  /** Records an input error in FastAPI's shape, without an input of over 100 levels; met again, it counts once. */
   reject(type: string, loc: readonly PropertyKey[], msg: string, input: unknown, ctx?: object): never {
-    const error = { type, loc, msg, input, ctx };
-    try {
-      this.#errors.set(JSON.stringify([[[[[[[[[[[[[[[[error]]]]]]]]]]]]]]]]), error); // deeper than it will be sent
-    } catch {
-      this.reject(type, loc, msg, null, ctx); // the input is nested too deep to be written
-    }
+    const error = { type, loc, msg, input: isShallow(input) ? input : null, ctx };
+    this.#errors.set(JSON.stringify([type, loc, msg]), error);
     return rejected;
   }
 
@@ -306,6 +302,10 @@ export class Scope {
     return { left: error }; // in an object: what was thrown may be a thenable
   }
 }
+
+/** `JSON.stringify` takes a second for a MiB of nested arrays, and fails at some depth. */
+const isShallow = (value: unknown, levels = 100): boolean => typeof value !== 'object' || value === null
+  || (levels > 0 && Object.values(value).every((each) => isShallow(each, levels - 1)));
 
 async function resume(generator: Generator | AsyncGenerator, thrown?: { error: unknown }): Promise<void> {
   const { done } = await (thrown ? generator.throw(thrown.error) : generator.next());

@@ -1048,6 +1048,14 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^10 all input errors come in one 422',
   },
   {
+    name: 'the input of an error is written whatever its depth',
+    file: 'deps.ts',
+    from: 'isShallow(input) ? input : null',
+    to: 'input',
+    tests: 'test/deps.test.ts',
+    pattern: '^the input of an error has 100 levels at most',
+  },
+  {
     name: 'a call whose own inputs failed is called',
     file: 'deps.ts',
     from: 'if (values === rejected) return rejected;',
