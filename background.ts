@@ -72,17 +72,15 @@ export class BackgroundTasks {
 
   async #runInOrder(): Promise<void> {
     await undefined; // run() returns before the first task starts, which may call it
-    for (const task of this.#tasks) { // 2: what a task adds is met at the end
+    while (this.#started < this.#tasks.length) { // 2: what a task adds is met at the end
       if (performance.now() >= slice.end) await nextSlice();
       if (this.#closed) return;
-      this.#started += 1;
+      const task = this.#tasks[this.#started++]!; // not `for of`: 0.03 µs
       publish('start', task.info);
       try {
-        const pending = task.scope.runInAsyncScope(call, undefined, task);
-        if (pending) await pending;
-      } catch (error) {
-        await this.#fail(task, error);
-      }
+        const result = task.scope.runInAsyncScope(task.fn, undefined, ...task.args);
+        if (isThenable(result)) await task.scope.runInAsyncScope(Promise.resolve, Promise, result);
+      } catch (error) { await this.#fail(task, error); }
       publish('end', task.info);
       this.#finished += 1;
     }
@@ -99,11 +97,8 @@ export class BackgroundTasks {
   }
 }
 
-/** 7.8: every thenable is awaited, and in the context of the task; a plain value costs no turn. */
-function call({ fn, args }: Task): Promise<unknown> | undefined {
-  const result = fn(...args);
-  return typeof result === 'object' || typeof result === 'function' ? Promise.resolve(result) : undefined;
-}
+/** 7.8: what is awaited, in the context of its task as it may be lazy. To await any value costs 0.1 µs. @internal */
+export const isThenable = (value: any): value is PromiseLike<unknown> => typeof value?.then === 'function';
 
 /** Writes to stderr whatever was thrown: its own `inspect`, `toString` or getters may throw too (7.19). @internal */
 export function report(message: string, ...thrown: unknown[]): void {
@@ -126,10 +121,10 @@ function nextSlice(): Promise<void> {
 }
 
 const waiting = new WeakMap<IncomingMessage['socket'], (() => void)[]>();
+const sent: (() => void)[] = [];
 
 /** 7.2, 7.14: one listener for all responses of a connection. In a function of its own, it holds none of them. */
-function watch(socket: IncomingMessage['socket']): (() => void)[] {
-  const open: (() => void)[] = [];
+function watch(socket: IncomingMessage['socket'], open: (() => void)[] = []): (() => void)[] {
   waiting.set(socket.on('close', () => open.splice(0).forEach((gone) => gone())), open);
   return open;
 }
@@ -142,10 +137,11 @@ function watch(socket: IncomingMessage['socket']): (() => void)[] {
 export function responseDone(res: ServerResponse): Promise<void> {
   const { socket } = res.req;
   return new Promise((resolve) => {
-    const done = (): void => void setImmediate(resolve); // 7.3: Node ends the connection after the 'finish' listeners
+    // 7.3: Node ends the connection after the 'finish' listeners. One immediate for all of a turn saves 0.1 µs each.
+    const done = (): void => void (sent.push(resolve) === 1 && setImmediate(() => sent.splice(0).forEach((f) => f())));
     if (res.writableFinished || socket.destroyed) return done(); // 7.1: no event will come any more
     const open = waiting.get(socket) ?? watch(socket);
     open.push(done); // no Set: its old tables keep young garbage alive, for a microsecond of collection a request
-    res.once('finish', () => { open.splice(open.indexOf(done), 1); done(); });
+    res.on('finish', () => { open.splice(open.indexOf(done), 1); done(); });
   });
 }

@@ -4,7 +4,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { once } from 'node:events';
 import { copyFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { createServer, IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
+import { createServer, IncomingMessage, ServerResponse, type RequestListener } from 'node:http';
 import { Socket, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -529,6 +529,20 @@ const closing = (stream: Socket | IncomingMessage): Promise<void> =>
 const deadline = 30_000; // turns a deadlock into a failure
 const within = { timeout: deadline };
 const MiB = 2 ** 20;
+
+test('1 responses that are done in one turn of the event loop are told of in order, others in the next', async () => {
+  const log: string[] = [];
+  const gone = async (name: string): Promise<void> => {
+    const res = new ServerResponse(request('GET', '/'));
+    res.req.socket.destroy();
+    await responseDone(res);
+    log.push(name);
+  };
+  const last = gone('first').then(() => gone('third'));
+  setImmediate(() => log.push('turn'));
+  await Promise.all([gone('second'), last]);
+  assert.deepEqual(log, ['first', 'second', 'turn', 'third']);
+});
 
 test('1 responseDone waits for the end of the response, and leaves the connection open', within, async (t) => {
   const { client, res, fence } = await exchange(t, GET);

@@ -122,6 +122,39 @@ test('10 a dependency whose value is undefined is resolved once, too', async () 
   assert.deepEqual(log, ['call', 'schema']);
 });
 
+test('10 what is at hand and what is waited for are resolved in the order declared, each once', async () => {
+  const log: string[] = [];
+  const lazy = (name: string): object => ({ then: (done: (value: string) => void) => { log.push(name); done(name); } });
+  const at = (name: string): Dependency<string> => depends(() => { log.push(name); return name; });
+  const [sync, query, late] = [at('sync'), depends(() => lazy('thenable') as Promise<string>), at('late')];
+  const waits = depends({ sync, query }, async ({ sync, query }) => {
+    await new Promise(setImmediate);
+    log.push('async');
+    return [sync, query];
+  });
+  const yields = depends({ late, waits }, function* ({ late }) { log.push('generator'); yield Promise.resolve(late); });
+  const deps = { sync, waits, yields, query, late, again: waits };
+  assert.deepEqual(await answerOf([get('/', deps, ({ waits, yields }) => lazy([...waits, yields].join(' ')))]),
+    [200, 'sync thenable late']);
+  assert.deepEqual(log, ['sync', 'thenable', 'async', 'late', 'generator', 'sync thenable late']);
+});
+
+for (const [kind, fail] of Object.entries<() => unknown>({
+  'a call that throws at once': () => { throw new HTTPError(401); },
+  'a call that rejects': async () => { throw new HTTPError(401); },
+  'a thenable that rejects': () => ({ then: (_: unknown, no: (error: Error) => void) => no(new HTTPError(401)) }),
+})) {
+  for (const [place, before] of Object.entries<() => unknown>({ synchronous() {}, async asynchronous() {} })) {
+    test(`10 after ${kind}, behind ${place} dependencies, nothing is resolved, and what was is unwound`, async () => {
+      const log: string[] = [];
+      const yields = depends(function* () { try { yield; } finally { log.push('unwound'); } });
+      const deps = { yields, before: depends(before), fails: depends(fail), after: depends(() => log.push('after')) };
+      const [status] = await answerOf([get('/', deps, () => log.push('handler'))]);
+      assert.deepEqual([status, ...log], [401, 'unwound']);
+    });
+  }
+}
+
 test('10 a second depends() of the same function is resolved separately', async () => {
   let calls = 0;
   const count = (): number => (calls += 1);
@@ -391,7 +424,7 @@ for (const [kind, never] of Object.entries({
     const log: string[] = [];
     const deps = { outer: syncGenerator('outer', log), never };
     assert.deepEqual(await answerOf([get('/', deps, () => log.push('handler'))]), internal);
-    assert.match(lines.join('\n'), /^GET \/ failed: Error: Expected never to yield one value, but it returned without/);
+    assert.match(lines.join('\n'), /^GET \/ failed: Error: Expected never to yield one value, but it returned\./);
     assert.equal(lines.length, 1);
     assert.equal(log[1]?.startsWith('outer caught Expected never to yield'), true);
   });

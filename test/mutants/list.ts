@@ -23,12 +23,13 @@ export interface UnitMutant extends Change {
 
 const ids = (list: string): string[] => list.trim().split(/\s+/);
 
-const HANDLE = 'await handler(await scope.resolve(inputs))';
+const HANDLE = 'scope.answer(inputs, handler)';
 const RUN = 'scope.tasks.run()';
-const CALL = 'task.scope.runInAsyncScope(call, undefined, task)';
+const CALL = 'task.scope.runInAsyncScope(task.fn, undefined, ...task.args)';
+const WAIT = 'if (isThenable(result)) await task.scope.runInAsyncScope(Promise.resolve, Promise, result);';
 const FAIL = 'await this.#fail(task, error);';
 const BODY = 'const body = plan.stream';
-const EACH = 'of this.#tasks) {';
+const EACH = 'while (this.#started < this.#tasks.length) {';
 
 export const mutants: readonly Mutant[] = [
   // 1: the response first
@@ -46,9 +47,9 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'the tasks of a dependency start when it has returned',
     file: 'deps.ts',
-    from: 'const { value, done } = await result.next();',
-    to: `const { value, done } = await result.next();
-    if (this.tasks.unfinished.length > 0) void this.tasks.run();`,
+    from: 'return Promise.resolve(result.next()).then(({ value, done }) => {',
+    to: `return Promise.resolve(result.next()).then(({ value, done }) => {
+        if (this.tasks.unfinished.length > 0) void this.tasks.run();`,
     fails: ['1.1.2', '10.3.1'],
   },
   {
@@ -134,7 +135,7 @@ export const mutants: readonly Mutant[] = [
     name: 'reversed: the last task added runs first',
     file: 'background.ts',
     from: EACH,
-    to: 'of this.#tasks.reverse()) {',
+    to: `this.#tasks.reverse();\n    ${EACH}`,
     fails: ids(`
       2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.4.1 2.4.2 2.5.1 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4
       4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 7.1.1 7.1.2 7.1.4 10.1.1 10.1.2 10.2.1 10.3.1 10.3.2`),
@@ -142,8 +143,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'twice: each task runs, and then again',
     file: 'background.ts',
-    from: 'if (pending) await pending;',
-    to: 'if (pending) await pending;\n        await call(task);',
+    from: WAIT,
+    to: `${WAIT}\n        await task.fn(...task.args);`,
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
       2.4.2 2.5.1 2.5.2 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3
@@ -154,7 +155,7 @@ export const mutants: readonly Mutant[] = [
     name: 'a task that has failed is tried again',
     file: 'background.ts',
     from: FAIL,
-    to: `await call(task)?.catch(() => {});\n        ${FAIL}`,
+    to: `await Promise.resolve(task.fn(...task.args)).catch(() => {});\n        ${FAIL}`,
     fails: ids(`
       2.4.2 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 5.3.1 7.1.4 10.5.1`),
   },
@@ -173,7 +174,9 @@ export const mutants: readonly Mutant[] = [
     name: 'drops the last: of several tasks the last one does not run',
     file: 'background.ts',
     from: EACH,
-    to: 'of this.#tasks.length > 1 ? this.#tasks.slice(0, -1) : this.#tasks) {',
+    to: `const last = this.#tasks.length > 1 ? this.#tasks.length - 1 : Infinity;
+    ${EACH}
+      if (this.#started === last) break;`,
     fails: ids(`
       2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.4.1 2.4.2 2.5.1 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4
       4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 7.1.1 7.1.2 7.1.4 10.1.1 10.1.2 10.2.1 10.3.1 10.3.2`),
@@ -182,7 +185,7 @@ export const mutants: readonly Mutant[] = [
     name: 'a queue has room for ten tasks',
     file: 'background.ts',
     from: EACH,
-    to: 'of this.#tasks) {\n      if (this.#started === 10) this.discard("full");',
+    to: `${EACH}\n      if (this.#started === 10) this.discard('full');`,
     fails: ['2.1.3'],
   },
   {
@@ -245,7 +248,9 @@ export const mutants: readonly Mutant[] = [
     name: 'loses a task added while running',
     file: 'background.ts',
     from: EACH,
-    to: 'of [...this.#tasks]) {',
+    to: `const count = this.#tasks.length;
+    ${EACH}
+      if (this.#started === count) break;`,
     fails: ['2.5.1', '2.5.2', '7.1.3'],
   },
   {
@@ -303,9 +308,9 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'crashes: the error of a blocking task ends the process',
     file: 'background.ts',
-    from: `const pending = ${CALL};`,
-    to: `let pending: ReturnType<typeof call>;
-        try { pending = ${CALL}; } catch (error) { queueMicrotask(() => { throw error; }); }`,
+    from: `const result = ${CALL};`,
+    to: `let result: unknown;
+        try { result = ${CALL}; } catch (error) { queueMicrotask(() => { throw error; }); }`,
     fails: ['3.2.3', '3.3.2'],
   },
   {
@@ -338,7 +343,7 @@ export const mutants: readonly Mutant[] = [
     to: `((value) => {
         if (value instanceof Response && value.status >= 400) scope.tasks.discard('an error');
         return value;
-      })(${HANDLE})`,
+      })(await ${HANDLE})`,
     fails: ['4.1.3', '4.1.4', '4.1.5', '4.1.6'],
   },
   {
@@ -348,7 +353,7 @@ export const mutants: readonly Mutant[] = [
     to: `((value) => {
         if (value instanceof Response && value.status >= 500) scope.tasks.discard('an error');
         return value;
-      })(${HANDLE})`,
+      })(await ${HANDLE})`,
     fails: ['4.1.5', '4.1.6'],
   },
   {
@@ -358,7 +363,7 @@ export const mutants: readonly Mutant[] = [
     to: `((value) => {
         if (value instanceof Response && value.status !== 200) scope.tasks.discard('not 200');
         return value;
-      })(${HANDLE})`,
+      })(await ${HANDLE})`,
     fails: ids(`
       3.1.1 3.1.2 3.1.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6`),
   },
@@ -369,7 +374,7 @@ export const mutants: readonly Mutant[] = [
     to: `((value) => {
         if (value instanceof Response && !value.body) scope.tasks.discard('no body');
         return value;
-      })(${HANDLE})`,
+      })(await ${HANDLE})`,
     fails: ['2.3.2', '4.1.2'],
   },
   {
@@ -379,7 +384,7 @@ export const mutants: readonly Mutant[] = [
     to: `((value) => {
         if (value instanceof Response && value.status === 204) scope.tasks.discard('no content');
         return value;
-      })(${HANDLE})`,
+      })(await ${HANDLE})`,
     fails: ['4.1.2'],
   },
   {
@@ -389,7 +394,7 @@ export const mutants: readonly Mutant[] = [
     to: `((value) => {
         if (res.req.method === 'HEAD') scope.tasks.discard('no body');
         return value;
-      })(${HANDLE})`,
+      })(await ${HANDLE})`,
     fails: ['4.2.1'],
   },
   {
@@ -422,12 +427,12 @@ export const mutants: readonly Mutant[] = [
   },
   {
     name: 'the tasks run before the error response where a dependency throws',
-    file: 'server.ts',
-    from: HANDLE,
-    to: `await handler(await scope.resolve(inputs).catch(async (error: unknown) => {
-        await ${RUN};
-        throw error;
-      }))`,
+    file: 'deps.ts',
+    from: 'this.#resolve(substitute(inputs, this.app.overrides))',
+    to: `(async () => this.#resolve(substitute(inputs, this.app.overrides)))().catch(async (error: unknown) => {
+      await this.tasks.run();
+      throw error;
+    })`,
     fails: ['4.3.3', '4.3.4'],
   },
   {
@@ -437,7 +442,7 @@ export const mutants: readonly Mutant[] = [
     to: `((value) => {
         if (scope.request.socket.destroyed) scope.tasks.discard('the client has left');
         return value;
-      })(${HANDLE})`,
+      })(await ${HANDLE})`,
     fails: ['4.4.1', '4.4.2'],
   },
   {
@@ -464,7 +469,7 @@ export const mutants: readonly Mutant[] = [
     name: 'a handler whose client has left never returns',
     file: 'server.ts',
     from: HANDLE,
-    to: `await ((value) => (scope.request.socket.destroyed ? new Promise<never>(() => {}) : value))(${HANDLE})`,
+    to: `await ((value) => (scope.request.socket.destroyed ? new Promise<never>(() => {}) : value))(await ${HANDLE})`,
     fails: ['4.4.1', '4.4.2'],
   },
   {
@@ -680,7 +685,7 @@ export const mutants: readonly Mutant[] = [
     file: 'server.ts',
     from: HANDLE,
     to: `await (async () => {
-        const value = ${HANDLE};
+        const value = await ${HANDLE};
         await scope.unwind(taskOptions);
         return value;
       })()`,
@@ -744,8 +749,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a task that blocks the thread delays the end of file',
     file: 'background.ts',
-    from: 'void setImmediate(resolve)',
-    to: 'resolve()',
+    from: '(sent.push(resolve) === 1 && setImmediate(release))',
+    to: '(sent.push(resolve), release())',
     tests: 'test/background.test.ts',
     pattern: '^1 what blocks the thread right after responseDone does not delay .* of `Connection: close`',
   },
@@ -975,8 +980,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a task runs in the context of the response',
     file: 'background.ts',
-    from: 'task.scope.runInAsyncScope(call, undefined, task)',
-    to: 'call(task)',
+    from: CALL,
+    to: 'task.fn(...task.args)',
     tests: 'test/background.test.ts',
     pattern: '^8 a task runs in the async context',
   },
@@ -991,8 +996,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a lazy thenable runs in the context of the response',
     file: 'background.ts',
-    from: 'Promise.resolve(result) : undefined',
-    to: 'result as Promise<unknown> : undefined',
+    from: WAIT,
+    to: 'if (isThenable(result)) await result;',
     tests: 'test/background.test.ts',
     pattern: '^8 a lazy thenable',
   },
@@ -1033,17 +1038,17 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'the first input error is the only one',
     file: 'deps.ts',
-    from: 'values[name] = value instanceof Promise ? await value : value;',
-    to: `values[name] = value instanceof Promise ? await value : value;
-      if (values[name] === rejected) return rejected;`,
+    from: 'values[name] = got;',
+    to: `values[name] = got;
+      if (got === rejected) return rejected;`,
     tests: 'test/deps.test.ts',
     pattern: '^10 all input errors come in one 422',
   },
   {
     name: 'an input error that is met twice counts twice',
     file: 'deps.ts',
-    from: 'this.#errors.set(JSON',
-    to: 'this.#errors.set(Math.random() + JSON',
+    from: '.set(JSON',
+    to: '.set(Math.random() + JSON',
     tests: 'test/deps.test.ts',
     pattern: '^10 all input errors come in one 422',
   },
