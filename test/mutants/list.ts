@@ -122,7 +122,7 @@ export const mutants: readonly Mutant[] = [
       if (more.length === 0) break;
       await Promise.all(more.map(async (task) => {
         started.add(task);
-        await (async () => call(task))().catch((error: unknown) => this.#fail(task, error));
+        await (async () => task.fn(...task.args))().catch((error: unknown) => this.#fail(task, error));
       }));
     }
     this.#closed = 'have finished';
@@ -749,8 +749,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a task that blocks the thread delays the end of file',
     file: 'background.ts',
-    from: '(sent.push(resolve) === 1 && setImmediate(release))',
-    to: '(sent.push(resolve), release())',
+    from: '(sent.push(resolve) === 1 && setImmediate(() => sent.splice(0).forEach((f) => f())))',
+    to: 'resolve()',
     tests: 'test/background.test.ts',
     pattern: '^1 what blocks the thread right after responseDone does not delay .* of `Connection: close`',
   },
