@@ -617,8 +617,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'the second signal is ignored',
     file: 'server.ts',
-    from: 'process.exit(signals++',
-    to: 'if (signals > 0) return;\n    process.exit(signals++',
+    from: 'process.exit(signals++ > 0 ? 128 + number : (await',
+    to: 'signals++ > 0 ? undefined as never : process.exit((await',
     fails: ['7.5.1'],
   },
 
