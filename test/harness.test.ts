@@ -598,6 +598,13 @@ describe('a target that dies in the middle of a case', { concurrency: true }, ()
     assert.deepEqual([next.status, next.reason], ['pass', undefined]);
   });
 
+  test('may be over before the second of two signals', async (t) => {
+    await using opened = await open({ url: await freeUrl(), command: `${NODE} ${JSON.stringify(await mortal(t))}` });
+    const signal: Step = { terminate: 'SIGINT' };
+    const steps: Step[] = [oneTask, { response: {} }, { arrive: ['h1'] }, signal, { exited: {} }, signal, { exited: {} }];
+    assert.equal((await opened.session.run(caseOf(...steps))).status, 'pass');
+  });
+
   test('is over when the session is closed, where there is a command', async (t) => {
     const url = await freeUrl();
     const { session } = await open({ url, command: `${NODE} ${JSON.stringify(await mortal(t))}` });

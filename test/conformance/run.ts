@@ -191,6 +191,7 @@ class Play {
   readonly #kept = keep();
   #raw: RawConnection | undefined;
   readonly #silent: net.Socket[] = [];
+  #isSignalled = false;
   readonly #expected = new Set<string>();
   readonly #instance: () => string;
   readonly #strays: number;
@@ -360,6 +361,8 @@ class Play {
   }
 
   async #terminate(signal: NodeJS.Signals): Promise<void> {
+    if (this.#isSignalled && !this.#target.running) return; // the signal before was enough
+    this.#isSignalled = true;
     this.#target.signal(signal);
     // Until it accepts no more; a server that still does has had occasion to notice (a connect alone proves nothing).
     const leave = new AbortController();
