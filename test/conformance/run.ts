@@ -3,7 +3,9 @@ import { once } from 'node:events';
 import net from 'node:net';
 import type { Plan } from '../../fixtures/conformance/callback.ts';
 import { allCases, planOf, tasksOf, type Case, type Level, type Names, type Send, type Step } from './cases.ts';
-import { addressOf, exchange, getText, keep, RawConnection, type Answer, type Exchange, type Method } from './client.ts';
+import {
+  addressOf, exchange, getText, keep, RawConnection, type Answer, type Exchange, type Method,
+} from './client.ts';
 import { Failure, startHarness, within, withResolvers, type Callbacks, type Harness } from './harness.ts';
 import { CAPABILITIES, Target, type Preflight } from './target.ts';
 
