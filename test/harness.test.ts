@@ -601,8 +601,8 @@ describe('a target that dies in the middle of a case', { concurrency: true }, ()
   test('may be over before the second of two signals', async (t) => {
     await using opened = await open({ url: await freeUrl(), command: `${NODE} ${JSON.stringify(await mortal(t))}` });
     const ends: Step[] = [{ terminate: 'SIGINT' }, { exited: {} }];
-    const { status } = await opened.session.run(caseOf(oneTask, { response: {} }, { arrive: ['h1'] }, ...ends, ...ends));
-    assert.equal(status, 'pass');
+    const verdict = await opened.session.run(caseOf(oneTask, { response: {} }, { arrive: ['h1'] }, ...ends, ...ends));
+    assert.equal(verdict.status, 'pass');
   });
 
   test('is over when the session is closed, where there is a command', async (t) => {
