@@ -107,7 +107,6 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     scope.place = scopes.push(scope) - 1;
     connection.responses += 1;
     const done = responseDone(res);
-    res.on('timeout', (socket: Socket) => socket.writableLength > 0 && socket.destroy()); // 7.10: a stalled reader
     let stream: ReadableStream | null; // the rest of the response
     try {
       const { handler, inputs } = scope.route = find(scope, tree);
@@ -136,8 +135,9 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
    * A request that is still arriving is: its handler may need it, and Node limits its time.
    */
   function watch(res: ServerResponse, done: Promise<void>): void {
-    const { req, req: { socket } } = res.setTimeout(stallTimeoutMs);
-    const look = (): Socket => (req.complete && socket.writableLength > 0 ? socket.pause() : socket.resume());
+    const { req: { socket } } = res.setTimeout(stallTimeoutMs, () => socket.writableLength > 0 && socket.destroy());
+    res.prependListener('finish', () => socket.setTimeout(0)); // before Node's own, which sets that of what comes next
+    const look = (): Socket => (res.req.complete && socket.writableLength > 0 ? socket.pause() : socket.resume());
     const timer = setInterval(look, stallTimeoutMs);
     void done.then(() => { clearInterval(timer); socket.resume(); });
   }
@@ -155,10 +155,11 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     return null;
   }
 
-  function sendJson(res: ServerResponse, status: number, value: unknown, more: OutgoingHttpHeaders = {}): null {
+  function sendJson(res: ServerResponse, status: number, value: unknown, more?: OutgoingHttpHeaders): null {
     const text = JSON.stringify(value ?? null);
     if (text === undefined) throw new TypeError(`Expected a JSON value or a Response, got ${typeof value}.`);
-    writeHead(res, status, { 'content-type': 'application/json', ...more, 'content-length': Buffer.byteLength(text) });
+    const headers = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) };
+    writeHead(res, status, more ? { ...headers, ...more, 'content-length': headers['content-length'] } : headers);
     res.end(text);
     return null;
   }
@@ -275,9 +276,7 @@ function find(scope: Scope, { root, literals }: ReturnType<typeof routeTree>): R
   try {
     const segments = path.split('/').slice(1); // split before it is decoded: %2F is data
     scope.segments = path.includes('%') ? segments.map(decodeURIComponent) : segments;
-  } catch {
-    throw new HTTPError(400, 'Expected a path in percent-encoded UTF-8');
-  }
+  } catch { throw new HTTPError(400, 'Expected a path in percent-encoded UTF-8'); }
   const allowed: string[] = [];
   const route = match(root, scope.segments, method, allowed);
   if (!route && allowed.length === 0) throw new HTTPError(404);
@@ -311,9 +310,7 @@ function settings(): { file: URL; port: number; host: string } {
     if (!/^\d+$/.test(port) || Number(port) > 65_535) throw new Error(`Expected a port of 0 to 65535, got '${port}'.`);
     const file = module ? pathToFileURL(module) : new URL('fixtures/tutorial.ts', import.meta.url);
     return { file, port: Number(port), host };
-  } catch (error) {
-    return exit(2, `${(error as Error).message.split('\n', 1)}\n${USAGE}`);
-  }
+  } catch (error) { return exit(2, `${(error as Error).message.split('\n', 1)}\n${USAGE}`); }
 }
 
 async function main(): Promise<void> {

@@ -274,6 +274,27 @@ test('a task is named after its function, else after its place and its request, 
   assert.deepEqual(names(alone.unfinished), ['task 1', 'task 2']);
 });
 
+for (const [kind, disguise] of Object.entries<(fn: () => never) => () => unknown>({
+  'that throws': (fn) => Object.defineProperty(fn, 'name', { get: refuse }),
+  'that is a symbol': (fn) => Object.defineProperty(fn, 'name', { value: Symbol('name') }),
+  'of a revoked Proxy': (fn) => {
+    const { proxy, revoke } = Proxy.revocable(fn, {});
+    setImmediate(revoke);
+    return proxy;
+  },
+})) {
+  test(`3 a task with a name ${kind} is named after its place, and its error stays inside`, async (t) => {
+    const lines = stderr(t);
+    const log: string[] = [];
+    const tasks = queue([disguise(() => { throw boom(); }), () => log.push('next')]);
+    await new Promise(setImmediate); // the Proxy is revoked
+    await tasks.run();
+    assert.deepEqual(log, ['next']);
+    assert.equal(lines.length, 1);
+    assert.match(lines[0] ?? '', /^Background task failed \(task 1\): (Error: boom|TypeError: Cannot perform)/);
+  });
+}
+
 test('unfinished is what runs or has not started; discard() leaves what runs alone, and starts no other', async () => {
   const log: string[] = [];
   const held = gate();

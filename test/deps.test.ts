@@ -122,6 +122,16 @@ test('10 a dependency whose value is undefined is resolved once, too', async () 
   assert.deepEqual(log, ['call', 'schema']);
 });
 
+test('10 what a schema makes of a body is made once per request, too, and each has its own', async () => {
+  const log: string[] = [];
+  const of = (name: string): Dependency<string> => body(schema(() => { log.push(name); return { value: name }; }));
+  const [first, second] = [of('first'), of('second')];
+  const inner = depends({ second, first }, ({ second, first }) => [second, first]);
+  assert.deepEqual(await answerOf([post('/', { first, inner, second }, (values) => values)], '/', json({})),
+    [200, { first: 'first', inner: ['second', 'first'], second: 'second' }]);
+  assert.deepEqual(log, ['first', 'second']);
+});
+
 test('10 what is at hand and what is waited for are resolved in the order declared, each once', async () => {
   const log: string[] = [];
   const lazy = (name: string): object => ({ then: (done: (value: string) => void) => { log.push(name); done(name); } });

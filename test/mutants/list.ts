@@ -29,6 +29,9 @@ const CALL = 'task.scope.runInAsyncScope(task.fn, undefined, ...task.args)';
 const WAIT = 'if (isThenable(result)) await task.scope.runInAsyncScope(Promise.resolve, Promise, result);';
 const FAIL = 'await this.#fail(task, error);';
 const BODY = 'const body = plan.stream';
+const START = 'if (channels.start.hasSubscribers) channels.start.publish(this.#info(task));';
+const ERROR = 'channels.error.publish({ ...info, error });';
+const DROPPED = 'for (const info of dropped) channels.dropped.publish({ ...info, reason });';
 const EACH = 'while (this.#started < this.#tasks.length) {';
 
 export const mutants: readonly Mutant[] = [
@@ -36,10 +39,12 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'eager: a task starts when it is added',
     file: 'background.ts',
-    from: 'this.#tasks.push({ info',
-    to: `const before = Promise.resolve(Reflect.get(this, 'before'));
-    Reflect.set(this, 'before', before.then(() => fn(...args)).catch((error: unknown) => report(name, error)));
-    void ({ info`,
+    from: 'if (!this.#closed) return void this.#tasks.push(task);',
+    to: `if (!this.#closed) {
+      const before = Promise.resolve(Reflect.get(this, 'before'));
+      Reflect.set(this, 'before', before.then(() => fn(...args)).catch((error: unknown) => report(fn.name, error)));
+      return;
+    }`,
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.2 1.4.2 2.1.2 2.2.2 2.5.1 2.5.2 3.2.3 3.3.2 3.4.2 4.3.1 4.3.2 4.3.3 4.3.4 7.1.1 7.1.2
       7.1.3 7.1.4 10.3.1 10.3.2`),
@@ -256,22 +261,22 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'a task that a running task adds is the next one',
     file: 'background.ts',
-    from: 'this.#tasks.push({ info',
-    to: 'this.#tasks.splice(this.#running ? this.#started : this.#tasks.length, 0, { info',
+    from: 'this.#tasks.push(task)',
+    to: 'this.#tasks.splice(this.#running ? this.#started : this.#tasks.length, 0, task)',
     fails: ['2.5.1'],
   },
   {
     name: 'a task that a running task adds starts at once',
     file: 'background.ts',
-    from: 'this.#tasks.push({ info',
-    to: 'if (this.#running) void fn(...args);\n    else this.#tasks.push({ info',
+    from: 'this.#tasks.push(task)',
+    to: '(this.#running ? fn(...args) : this.#tasks.push(task))',
     fails: ['2.5.1', '7.1.3'],
   },
   {
     name: 'a task that the last one adds comes too late',
     file: 'background.ts',
-    from: "publish('start', task.info);",
-    to: `publish('start', task.info);
+    from: START,
+    to: `${START}
       if (this.#started === this.#tasks.length) this.#closed = 'have finished';`,
     fails: ['2.5.2', '7.1.3'],
   },
@@ -316,8 +321,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'a failed task closes the connection (uvicorn)',
     file: 'background.ts',
-    from: "publish('error', info, { error });",
-    to: "publish('error', info, { error });\n    info.request?.socket.destroy();",
+    from: ERROR,
+    to: `${ERROR}\n    info.request?.socket.destroy();`,
     fails: ['5.3.1'],
   },
   {
@@ -669,7 +674,7 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'no cache: a dependency that is reached by two paths runs twice',
     file: 'deps.ts',
-    from: 'if (!this.#values.has(dependency)) ',
+    from: 'if (!values.has(inputs)) ',
     to: '',
     fails: ['10.1.2', '10.2.1'],
   },
@@ -763,12 +768,28 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^1 a reader of a JSON value that takes nothing',
   },
   {
-    name: 'a slow handler counts as a reader that takes nothing',
+    name: 'a slow stream counts as a reader that takes nothing',
     file: 'server.ts',
     from: 'socket.writableLength > 0 && socket.destroy()',
     to: 'socket.destroy()',
     tests: 'test/server.test.ts',
-    pattern: '^1 a handler that is slow',
+    pattern: '^1 a stream that is quiet for longer',
+  },
+  {
+    name: 'the timeout of a response stays on its connection',
+    file: 'server.ts',
+    from: "res.prependListener('finish', () => socket.setTimeout(0));",
+    to: '',
+    tests: 'test/server.test.ts',
+    pattern: '^1 the stallTimeoutMs of a response ends with it: no kept',
+  },
+  {
+    name: 'with the timeout of a response, that of an idle connection is gone',
+    file: 'server.ts',
+    from: "res.prependListener('finish', () => socket.setTimeout(0));",
+    to: "res.on('finish', () => socket.setTimeout(0));",
+    tests: 'test/server.test.ts',
+    pattern: '^1 the stallTimeoutMs of a response ends with it: Node goes on',
   },
   // 2: in order, one at a time, once
   {
@@ -782,8 +803,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a task that is added too late is lost without a word',
     file: 'background.ts',
-    from: 'if (this.#closed) throw',
-    to: 'if (this.#closed === undefined && !name) throw',
+    from: 'throw new Error(`Too late',
+    to: 'if (!this.#closed) throw new Error(`Too late',
     tests: 'test/background.test.ts',
     pattern: '^2 adding after the queue has finished',
   },
@@ -815,16 +836,16 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'onTaskError is not awaited',
     file: 'background.ts',
-    from: 'await scope.runInAsyncScope(onTaskError',
-    to: 'scope.runInAsyncScope(onTaskError',
+    from: 'await task.scope.runInAsyncScope(onTaskError',
+    to: 'task.scope.runInAsyncScope(onTaskError',
     tests: 'test/background.test.ts',
     pattern: '^3 onTaskError replaces',
   },
   {
     name: 'onTaskError does not replace the report',
     file: 'background.ts',
-    from: "publish('error', info, { error });",
-    to: `publish('error', info, { error });
+    from: ERROR,
+    to: `${ERROR}
     report('failed', error);`,
     tests: 'test/background.test.ts',
     pattern: '^3 onTaskError replaces',
@@ -854,6 +875,14 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^3 an onTaskError that throws what cannot be printed',
   },
   {
+    name: 'a name that cannot be read ends the queue',
+    file: 'background.ts',
+    from: '} catch { return { name: place, index, request }; }',
+    to: '} catch (error) { throw error; }',
+    tests: 'test/background.test.ts',
+    pattern: '^3 a task with a name that throws',
+  },
+  {
     name: 'a dropped task is not reported',
     file: 'background.ts',
     from: 'report(`Dropped task ${name}`)',
@@ -865,7 +894,7 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a discarded queue is told to nobody',
     file: 'background.ts',
-    from: "for (const info of dropped) publish('dropped', info, { reason });",
+    from: DROPPED,
     to: '',
     tests: 'test/deps.test.ts',
     pattern: '^4 after a throw the queue is discarded',
@@ -873,8 +902,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a discarded queue is on stderr',
     file: 'background.ts',
-    from: "for (const info of dropped) publish('dropped', info, { reason });",
-    to: "for (const info of dropped) { publish('dropped', info, { reason }); report(`Dropped ${info.name}`); }",
+    from: DROPPED,
+    to: `${DROPPED}\n    for (const { name } of dropped) report(\`Dropped \${name}\`);`,
     tests: 'test/deps.test.ts',
     pattern: '^4 after a throw the queue is discarded',
   },
@@ -988,7 +1017,7 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'onTaskError runs in the context of the response',
     file: 'background.ts',
-    from: 'scope.runInAsyncScope(onTaskError, undefined, error, info)',
+    from: 'task.scope.runInAsyncScope(onTaskError, undefined, error, info)',
     to: 'onTaskError(error, info)',
     tests: 'test/background.test.ts',
     pattern: '^8 a task runs in the async context',
@@ -1005,7 +1034,7 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'the end of a task is not told',
     file: 'background.ts',
-    from: "publish('end', task.info);",
+    from: 'channels.end.publish(this.#info(task));',
     to: '',
     tests: 'test/background.test.ts',
     pattern: '^9 the channels',
@@ -1013,7 +1042,7 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a failure is not told',
     file: 'background.ts',
-    from: "publish('error', info, { error });",
+    from: ERROR,
     to: '',
     tests: 'test/background.test.ts',
     pattern: '^9 the channels',
@@ -1021,16 +1050,16 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'the index of a task is from 1',
     file: 'background.ts',
-    from: 'const index = this.#tasks.length;',
-    to: 'const index = this.#tasks.length + 1;',
+    from: 'index: this.#tasks.length,',
+    to: 'index: this.#tasks.length + 1,',
     tests: 'test/background.test.ts',
     pattern: '^9 the channels',
   },
   {
     name: 'a drop is told without its reason',
     file: 'background.ts',
-    from: "publish('dropped', info, { reason })",
-    to: "publish('dropped', info)",
+    from: 'channels.dropped.publish({ ...info, reason })',
+    to: 'channels.dropped.publish(info)',
     tests: 'test/background.test.ts',
     pattern: '^9 each dropped task',
   },
@@ -1067,6 +1096,22 @@ export const unitMutants: readonly UnitMutant[] = [
     to: '',
     tests: 'test/deps.test.ts',
     pattern: '^10 a call whose own inputs failed',
+  },
+  {
+    name: 'a schema makes a parameter anew for each that declares it',
+    file: 'deps.ts',
+    from: 'once((scope) => validate(scope, [source, name]',
+    to: '((scope) => validate(scope, [source, name]',
+    tests: 'test/deps.test.ts',
+    pattern: '^10 a dependency whose value is undefined',
+  },
+  {
+    name: 'a schema makes a body anew for each that declares it',
+    file: 'deps.ts',
+    from: 'builtIn(once((scope) =>\n',
+    to: 'builtIn(((scope) =>\n',
+    tests: 'test/deps.test.ts',
+    pattern: '^10 what a schema makes of a body',
   },
   {
     name: 'an error is not thrown in at the yield',
