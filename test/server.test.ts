@@ -432,6 +432,20 @@ for (const how of ['kept', 'pipelined']) {
   });
 }
 
+test('4 a timeout that a host sets on its sockets ends the connection of a slow handler, not its tasks', async () => {
+  const log = new Journal();
+  const slow = get('/', { request, tasks: backgroundTasks }, async ({ request: { socket }, tasks }) => {
+    tasks.addTask(log.write, 'task');
+    await once(socket.setTimeout(1), 'close');
+    return 'slow';
+  });
+  await using server = await serve([slow]);
+  using client = await rawClient(server.port);
+  client.send(...GET('/'));
+  assert.equal(await client.closed, '');
+  await log.until('task');
+});
+
 test('1 the stallTimeoutMs of a response ends with it: Node goes on to close an idle connection (fact 7.10)', async () => {
   const seen = gate<number | undefined>();
   await using server = await serve([get('/', { request, tasks: backgroundTasks }, ({ request: { socket }, tasks }) => {
