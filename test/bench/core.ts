@@ -4,7 +4,8 @@
  *     node test/bench/core.ts               prints both, the difference and the ratio (Node 22.18 or later)
  *     node test/bench/core.ts --limit 2.0   exits with 1 where the ratio, of the CPU's time, is higher
  *
- * Each figure is the best of several processes, which alternate; each process measures one of the two.
+ * Each figure is the best of several processes, which alternate; each process measures one of the two. Over the limit it
+ * measures again, twice at most: other processes of the machine make a best figure larger, and none makes it smaller.
  */
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -58,7 +59,12 @@ async function main(): Promise<void> {
     const request = (socket: FakeSocket): FakeRequest => new FakeRequest(ORDER, socket);
     return measure({ listener, request, tasks: 3, connections: 32, batch: 40_000 }, batches, check);
   }
-  const { floor, ours } = await core(Number(values.processes), batches);
+  const limit = Number(values.limit ?? Infinity);
+  let { floor, ours } = await core(Number(values.processes), batches);
+  for (let again = 0; again < 2 && ours.cpu / floor.cpu > limit; again += 1) {
+    const more = await core(Number(values.processes), batches);
+    [floor, ours] = [best([floor, more.floor]), best([ours, more.ours])];
+  }
   const how = process.execArgv.some((flag) => flag.includes('tsx')) ? 'under tsx' : 'types stripped';
   console.log(`ns a request, node ${process.versions.node}, ${how}`);
   console.log(columns('', 'floor', 'ours', 'more', 'ratio'));
@@ -66,8 +72,8 @@ async function main(): Promise<void> {
     console.log(columns(name, ...[floor[key], ours[key], ours[key] - floor[key]].map((ns) => ns.toFixed(0)),
       (ours[key] / floor[key]).toFixed(2)));
   }
-  if (ours.cpu / floor.cpu > Number(values.limit ?? Infinity)) {
-    console.error(`Expected a ratio of at most ${values.limit}.`);
+  if (ours.cpu / floor.cpu > limit) {
+    console.error(`Expected a ratio of at most ${limit}.`);
     process.exitCode = 1;
   }
 }
