@@ -235,10 +235,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     close: () => (closing ??= drain()),
     idle,
     get pending() { return scopes.length; },
-    override(...override) {
-      shared.overrides.add(override);
-      return () => void shared.overrides.delete(override);
-    },
+    override: (...pair) => (shared.overrides.add(pair), () => void shared.overrides.delete(pair)),
   };
 }
 
@@ -284,13 +281,12 @@ function find(scope: Scope, { root, literals }: ReturnType<typeof routeTree>): R
   return route;
 }
 
-/** The route for `method`, a literal segment before a parameter; the methods of all that match go into `allowed`. */
-function match(node: Node | undefined, path: string[], method: string, allowed: string[]): Route | undefined {
+/** The route for `method`, a literal segment before a parameter; the methods of all that match go into `allow`. */
+function match(node: Node | undefined, [key, ...rest]: string[], method: string, allow: string[]): Route | undefined {
   if (!node) return undefined;
-  const [segment] = path;
-  if (segment !== undefined) return match(node.children.get(segment), path.slice(1), method, allowed)
-    ?? match(segment ? node.children.get(':') : undefined, path.slice(1), method, allowed);
-  for (const name of node.routes.keys()) allowed.push(name, ...(name === 'GET' ? ['HEAD'] : []));
+  if (key !== undefined) return match(node.children.get(key), rest, method, allow)
+    ?? match(key ? node.children.get(':') : undefined, rest, method, allow);
+  for (const name of node.routes.keys()) allow.push(name, ...(name === 'GET' ? ['HEAD'] : []));
   return node.routes.get(method) ?? (method === 'HEAD' ? node.routes.get('GET') : undefined);
 }
 
@@ -321,8 +317,11 @@ async function main(): Promise<void> {
   process.on('unhandledRejection', (error) => report('Unhandled rejection:', error)); // 7.7
   const { url } = await app.listen({ port, host }).catch((error: Error) => exit(1, error.message));
   let signals = 0;
-  const stop = async (_signal: string, number: number): Promise<never> =>
-    process.exit(signals++ > 0 ? 128 + number : (await app.close()).unfinished.length > 0 ? 1 : 0);
+  const stop = async (_signal: string, number: number): Promise<void> => {
+    if (signals++ > 0) process.exit(128 + number);
+    process.exitCode = (await app.close()).unfinished.length > 0 ? 1 : 0;
+    process.stdout.write('', () => process.stderr.write('', () => process.exit())); // a full pipe would lose it
+  };
   process.on('SIGINT', stop).on('SIGTERM', stop);
   console.log(`listening on ${url}`);
 }

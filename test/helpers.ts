@@ -88,8 +88,15 @@ export interface Child extends AsyncDisposable {
   readonly exited: Promise<{ readonly code: number | null; readonly signal: NodeJS.Signals | null }>;
 }
 
+interface ChildOptions {
+  readonly env?: NodeJS.ProcessEnv;
+  readonly cwd?: string;
+  /** Until then, or until it has exited, little more of its stderr is read than a pipe holds. */
+  readonly readStderr?: Promise<unknown>;
+}
+
 /** A real process: this Node with `--import tsx` and `args`, in the root of the repository or in `cwd`. */
-export function child(args: readonly string[], options: { env?: NodeJS.ProcessEnv; cwd?: string } = {}): Child {
+export function child(args: readonly string[], options: ChildOptions = {}): Child {
   const tsx = import.meta.resolve('tsx');
   const started = spawn(process.execPath, ['--import', tsx, ...args], {
     cwd: options.cwd ?? root, env: { ...process.env, ...options.env }, stdio: ['ignore', 'pipe', 'pipe'],
@@ -100,6 +107,10 @@ export function child(args: readonly string[], options: { env?: NodeJS.ProcessEn
   const check = (): void => { for (const each of waiting) each(); };
   for (const name of ['stdout', 'stderr'] as const) {
     started[name].setEncoding('utf8').on('data', (chunk: string) => { output[name] += chunk; check(); });
+  }
+  if (options.readStderr) {
+    started.stderr.pause();
+    void Promise.race([options.readStderr, once(started, 'exit')]).then(() => started.stderr.resume());
   }
   const exited = once(started, 'close').then(([code, signal]) => { over = true; check(); return { code, signal }; });
   const until: Child['until'] = (stream, pattern) => new Promise((resolve, reject) => {

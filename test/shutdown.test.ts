@@ -346,7 +346,7 @@ interface Process extends AsyncDisposable {
 }
 
 /** A process that serves an app module with `routes`. There, `await call('name')` is held until the test ends it. */
-async function start(routes: string, options = '{}'): Promise<Process> {
+async function start(routes: string, options = '{}', readStderr?: Promise<unknown>): Promise<Process> {
   const arrivals = new Map<string, Gate<ServerResponse>>();
   const arrival = (name: string): Gate<ServerResponse> => {
     const known = arrivals.get(name) ?? gate<ServerResponse>();
@@ -362,11 +362,12 @@ async function start(routes: string, options = '{}'): Promise<Process> {
   const folder = await mkdtemp(path.join(tmpdir(), 'shutdown-'));
   await writeFile(path.join(folder, 'package.json'), '{ "type": "module" }');
   await writeFile(path.join(folder, 'app.ts'), `
+    import { subscribe, unsubscribe } from 'node:diagnostics_channel';
     import { backgroundTasks, createApp, get, post } from '${new URL('../server.ts', import.meta.url)}';
     const address = 'http://127.0.0.1:${(callbacks.address() as AddressInfo).port}/';
     const call = async (name: string): Promise<void> => void await (await fetch(address + name)).text();
     export default createApp([${routes}], ${options});`);
-  const started = child(['server.ts', path.join(folder, 'app.ts'), '--port', '0']);
+  const started = child(['server.ts', path.join(folder, 'app.ts'), '--port', '0'], readStderr && { readStderr });
   const url = await started.url();
   const call: Process['call'] = (name) => Promise.race([arrival(name), started.exited.then(() => {
     throw new Error(`The process ended before it called ${name}. ${started.stderr}`);
@@ -460,6 +461,25 @@ test('7 at the deadline the unfinished tasks and requests are named on stderr, a
   assert.deepEqual(await app.child.exited, { code: 1, signal: null });
   assert.match(app.child.stderr, /^.*: first\n.*: second\n.*: GET \/hangs\?a=b\n$/);
   assert.deepEqual(app.calls, ['first', 'handler']);
+});
+
+test('7 the process exits when what it has written was read, however late: all names are on stderr', async () => {
+  const read = gate();
+  await using app = await start(`
+    post('/items', { tasks: backgroundTasks }, ({ tasks }) => {
+      tasks.addTask(async function first() { await call('first'); });
+      for (let count = 1; count < 4000; count += 1) tasks.addTask(function neverStarts() {});
+      Reflect.get(process.stderr, '_handle').setBlocking(false); // as without tsx, whose own process shares it, and has it block
+      const later = (): void => { unsubscribe('background-tasks:dropped', later); setImmediate(call, 'dropped'); };
+      subscribe('background-tasks:dropped', later);
+    })`, '{ drainTimeoutMs: 200 }', read);
+  await submit(`${app.url}/items`);
+  await app.call('first');
+  app.child.kill('SIGTERM');
+  await app.call('dropped');
+  read.open();
+  assert.deepEqual(await app.child.exited, { code: 1, signal: null });
+  assert.equal(app.child.stderr.match(/: neverStarts$/gm)?.length, 3999);
 });
 
 test('7 a promise that never settles holds the process until the deadline, and is named (fact 7.6)', async () => {

@@ -622,8 +622,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'the second signal is ignored',
     file: 'server.ts',
-    from: 'process.exit(signals++ > 0 ? 128 + number : (await',
-    to: 'signals++ > 0 ? undefined as never : process.exit((await',
+    from: 'if (signals++ > 0) process.exit(128 + number);',
+    to: 'if (signals++ > 0) return;',
     fails: ['7.5.1'],
   },
 
@@ -948,6 +948,14 @@ export const unitMutants: readonly UnitMutant[] = [
     to: '.unfinished.length > 0 ? 0 : 0',
     tests: 'test/shutdown.test.ts',
     pattern: '^7 at the deadline the unfinished tasks and requests',
+  },
+  {
+    name: 'the process exits before what it has written was read',
+    file: 'server.ts',
+    from: "process.stdout.write('', () => process.stderr.write('', () => process.exit()));",
+    to: 'process.exit();',
+    tests: 'test/shutdown.test.ts',
+    pattern: '^7 the process exits when what it has written was read',
   },
   {
     name: 'what is unfinished at the deadline has no name',
