@@ -70,7 +70,8 @@ async function fence(url: string): Promise<void> {
 
 /** A `node:http` server that is not ours. */
 async function foreign(
-  listener: RequestListener, options: http.ServerOptions = {}): Promise<{ url: string; port: number } & AsyncDisposable> {
+  listener: RequestListener, options: http.ServerOptions = {},
+): Promise<{ url: string; port: number } & AsyncDisposable> {
   const server = http.createServer(options, listener).listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;
@@ -446,7 +447,7 @@ test('4 a timeout that a host sets on its sockets ends the connection of a slow 
   await log.until('task');
 });
 
-test('1 the stallTimeoutMs of a response ends with it: Node goes on to close an idle connection (fact 7.10)', async () => {
+test('1 the stallTimeoutMs of a response ends with it: Node closes an idle connection (fact 7.10)', async () => {
   const seen = gate<number | undefined>();
   await using server = await serve([get('/', { request, tasks: backgroundTasks }, ({ request: { socket }, tasks }) => {
     tasks.addTask(() => seen.open(socket.timeout));

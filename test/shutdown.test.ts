@@ -469,7 +469,7 @@ test('7 the process exits when what it has written was read, however late: all n
     post('/items', { tasks: backgroundTasks }, ({ tasks }) => {
       tasks.addTask(async function first() { await call('first'); });
       for (let count = 1; count < 4000; count += 1) tasks.addTask(function neverStarts() {});
-      Reflect.get(process.stderr, '_handle').setBlocking(false); // as without tsx, whose own process shares it, and has it block
+      Reflect.get(process.stderr, '_handle').setBlocking(false); // tsx's own process shares it, and has it block
       const later = (): void => { unsubscribe('background-tasks:dropped', later); setImmediate(call, 'dropped'); };
       subscribe('background-tasks:dropped', later);
     })`, '{ drainTimeoutMs: 200 }', read);

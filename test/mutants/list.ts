@@ -789,7 +789,7 @@ export const unitMutants: readonly UnitMutant[] = [
     from: "res.prependListener('finish', () => socket.setTimeout(0));",
     to: "res.on('finish', () => socket.setTimeout(0));",
     tests: 'test/server.test.ts',
-    pattern: '^1 the stallTimeoutMs of a response ends with it: Node goes on',
+    pattern: '^1 the stallTimeoutMs of a response ends with it: Node closes',
   },
   // 2: in order, one at a time, once
   {
