@@ -82,7 +82,7 @@ export const query = parameter('query', (name, only = `?${encodeURIComponent(nam
   const { url = '' } = scope.request;
   const at = url.indexOf('?');
   const text = url.startsWith(only, at) ? url.slice(at + only.length) : '&';
-  if (!text.includes('&') && !text.includes('+')) // one parameter, as most URLs have it: 0.2 µs, not 0.8
+  if (!text.includes('&') && !text.includes('+')) // one parameter, as most URLs have it: 0.1 µs, not 0.3
     try { return decodeURIComponent(text); } catch { /* it is not UTF-8 */ }
   return (scope.query ??= new URLSearchParams(url.slice(at >>> 0))).getAll(name).at(-1);
 });

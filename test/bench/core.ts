@@ -4,8 +4,8 @@
  *     node test/bench/core.ts               prints both, the difference and the ratio (Node 22.18 or later)
  *     node test/bench/core.ts --limit 2.0   exits with 1 where the ratio, of the CPU's time, is higher
  *
- * Each figure is the best of several processes, which alternate; each process measures one of the two. Over the limit it
- * measures again, twice at most: other processes of the machine make a best figure larger, and none makes it smaller.
+ * Each figure is the best of several processes, which alternate; each process measures one of the two. Over the limit,
+ * it measures again, twice at most, and takes the best of all: other work on the machine makes a figure larger only.
  */
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';

@@ -230,10 +230,10 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     }
     await Promise.race([closed, looked()]);
     socket.end(); // now it can wait for nothing more
-    let timer: NodeJS.Timeout | undefined;
-    const hangs = new Promise<boolean>((resolve) => { timer = setTimeout(resolve, 60_000, false); });
+    let deadline: NodeJS.Timeout | undefined;
+    const hangs = new Promise<boolean>((resolve) => { deadline = setTimeout(resolve, 60_000, false); });
     if (!await Promise.race([closed, hangs])) bad.push(`connection ${index} did not end within 60 s`);
-    clearTimeout(timer);
+    clearTimeout(deadline);
     socket.destroy();
     judge(index, received.join(''));
   }
