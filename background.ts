@@ -56,7 +56,10 @@ export class BackgroundTasks {
   }
 
   /** Runs the queue. Called again, by a task too, it returns the same promise. It never rejects: see `onTaskError`. */
-  run(): Promise<void> { return (this.#running ??= this.#runInOrder()); }
+  run(): Promise<void> { return (this.#running ??= Promise.resolve().then(() => this.#runInOrder())); }
+
+  /** `run()` for a queue that nobody adds to any more: at once, which saves 0.1 µs. @internal */
+  start(): Promise<void> { return (this.#running ??= this.#runInOrder()); }
 
   /** The tasks that are running or have not started. */
   get unfinished(): readonly TaskInfo[] { return this.#tasks.slice(this.#finished).map((task) => this.#info(task)); }
@@ -70,17 +73,17 @@ export class BackgroundTasks {
   }
 
   async #runInOrder(): Promise<void> {
-    await undefined; // run() returns before the first task starts, which may call it
+    if (this.#started > 0) return this.#running; // a task that start() runs has called run()
     while (this.#started < this.#tasks.length) { // 2: what a task adds is met at the end
-      if (performance.now() >= slice.end) await nextSlice();
+      if (performance.now() >= sliceEnd) await nextSlice();
       if (this.#closed) return;
       const task = this.#tasks[this.#started++]!; // not `for of`: 0.03 µs
-      if (channels.start.hasSubscribers) channels.start.publish(this.#info(task));
+      if (channels.start.hasSubscribers) task.scope.runInAsyncScope(() => channels.start.publish(this.#info(task)));
       try {
         const result = task.scope.runInAsyncScope(task.fn, undefined, ...task.args);
         if (isThenable(result)) await task.scope.runInAsyncScope(Promise.resolve, Promise, result);
-      } catch (error) { await this.#fail(task, error); }
-      if (channels.end.hasSubscribers) channels.end.publish(this.#info(task));
+      } catch (error) { await task.scope.runInAsyncScope(this.#fail, this, task, error); }
+      if (channels.end.hasSubscribers) task.scope.runInAsyncScope(() => channels.end.publish(this.#info(task)));
       this.#finished += 1;
     }
     this.#closed ??= 'have finished';
@@ -89,9 +92,8 @@ export class BackgroundTasks {
   async #fail(task: Task, error: unknown, info = this.#info(task)): Promise<void> {
     const { afterFailure, onTaskError = () => report(`Background task failed (${info.name}):`, error) } = this.#options;
     channels.error.publish({ ...info, error });
-    try { await task.scope.runInAsyncScope(onTaskError, undefined, error, info); } catch (reporterError) {
-      report(`Background task failed (${info.name}), and so did onTaskError:`, error, reporterError);
-    }
+    await (async () => onTaskError(error, info))().catch((reporterError: unknown) =>
+      report(`Background task failed (${info.name}), and so did onTaskError:`, error, reporterError));
     if (afterFailure === 'stop') for (const { name } of this.discard('a task failed')) report(`Dropped task ${name}`);
   }
 
@@ -113,36 +115,37 @@ export function report(message: string, ...thrown: unknown[]): void {
 const channels = { start: channel('background-tasks:start'), end: channel('background-tasks:end'),
   error: channel('background-tasks:error'), dropped: channel('background-tasks:dropped') };
 
-const slice = { end: 0, next: Promise.resolve() };
+let [turn, sliceEnd] = [Promise.resolve(), 0];
+const begin = async (): Promise<void> => { await new Promise(setImmediate); sliceEnd = performance.now() + 10; };
 
 /** 6: the tasks of all requests share 10 ms; then the event loop has a turn, and the queues go on as they came. */
-function nextSlice(): Promise<void> {
-  const begin = async (): Promise<void> => { await new Promise(setImmediate); slice.end = performance.now() + 10; };
-  return (slice.next = slice.next.then(() => (performance.now() < slice.end ? undefined : begin())));
-}
+const nextSlice = (): Promise<void> => (turn = turn.then(() => (performance.now() < sliceEnd ? undefined : begin())));
 
 const waiting = new WeakMap<IncomingMessage['socket'], (() => void)[]>();
 const sent: (() => void)[] = [];
 
 /** 7.2, 7.14: one listener for all responses of a connection. In a function of its own, it holds none of them. */
-function watch(socket: IncomingMessage['socket'], open: (() => void)[] = []): (() => void)[] {
-  waiting.set(socket.on('close', () => open.splice(0).forEach((gone) => gone())), open);
-  return open;
-}
+const watch = (socket: IncomingMessage['socket'], open: (() => void)[] = []): (() => void)[] =>
+  waiting.set(socket.on('close', () => [...open].forEach((gone) => gone())), open).get(socket)!;
 
 /**
  * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. A task that then
  * blocks the thread delays neither the response nor its end of file. May be called at any time, also late. A client may
  * leave before the handler ends: await the handler first, then this. Source: clause 1.1.
  */
-export function responseDone(res: ServerResponse): Promise<void> {
-  const { socket } = res.req;
-  return new Promise((resolve) => {
+export const responseDone = (res: ServerResponse): Promise<void> => new Promise((resolve) => whenDone(res, resolve));
+
+/** Calls `then` when `res` is out, in any async context: without a promise, 0.1 µs sooner. @internal */
+export function whenDone(res: ServerResponse, then: () => void): void {
+  const open = waiting.get(res.req.socket) ?? watch(res.req.socket);
+  const done = (): void => {
+    const at = open.indexOf(done);
+    if (at < 0) return; // both 'close' and 'finish' came
+    open[at] = open.at(-1)!; // a Set's old tables keep young garbage alive: 1 µs a request; splice() takes 0.04
+    open.pop();
     // 7.3: Node ends the connection after the 'finish' listeners. One immediate for all of a turn saves 0.1 µs each.
-    const done = (): void => void (sent.push(resolve) === 1 && setImmediate(() => sent.splice(0).forEach((f) => f())));
-    if (res.writableFinished || socket.destroyed) return done(); // 7.1: no event will come any more
-    const open = waiting.get(socket) ?? watch(socket);
-    open.push(done); // no Set: its old tables keep young garbage alive, for a microsecond of collection a request
-    res.on('finish', () => { open.splice(open.indexOf(done), 1); done(); });
-  });
+    if (sent.push(then) === 1) setImmediate(() => sent.splice(0).forEach((f) => f()));
+  };
+  open.push(done);
+  if (res.writableFinished || res.req.socket.destroyed) done(); else res.on('finish', done); // 7.1: or none will come
 }

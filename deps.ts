@@ -80,11 +80,10 @@ export interface Parameter {
  */
 export const query = parameter('query', (name, only = `?${encodeURIComponent(name)}=`) => (scope) => {
   const { url = '' } = scope.request;
-  const at = url.indexOf('?');
-  const text = url.startsWith(only, at) ? url.slice(at + only.length) : '&';
+  const text = url.startsWith(only, scope.queryAt) ? url.slice(scope.queryAt + only.length) : '&';
   if (!text.includes('&') && !text.includes('+')) // one parameter, as most URLs have it: 0.1 µs, not 0.3
     try { return decodeURIComponent(text); } catch { /* it is not UTF-8 */ }
-  return (scope.query ??= new URLSearchParams(url.slice(at >>> 0))).getAll(name).at(-1);
+  return (scope.query ??= new URLSearchParams(url.slice(scope.queryAt >>> 0))).getAll(name).at(-1);
 });
 /** A request header, in the forms of {@link query}. */
 export const header = parameter('header', (name, lower = name.toLowerCase()) => ({ request: { rawHeaders } }) =>
@@ -113,9 +112,7 @@ async function readJson(scope: Scope): Promise<unknown> {
   const isJson = /^application\/([^;\s]+\+)?json\s*(;|$)/i.test(scope.request.headers['content-type'] ?? '');
   if (!isJson) return scope.reject(MODEL[0], ['body'], MODEL[1], bytes.toString());
   if (!isUtf8(bytes)) throw new HTTPError(400, UNREADABLE);
-  try {
-    return (JSON.parse(bytes.toString()) as unknown) ?? scope.missing('body');
-  } catch (error) {
+  try { return (JSON.parse(bytes.toString()) as unknown) ?? scope.missing('body'); } catch (error) {
     return scope.reject('json_invalid', ['body'], 'JSON decode error', {}, { error: (error as Error).message });
   }
 }
@@ -237,8 +234,9 @@ export class Scope {
   readonly tasks: BackgroundTasks;
   readonly app: Shared;
   place = 0; // in its app's list
+  queryAt = -1; // the place of the question mark in the URL
   segments: string[] = [];
-  route!: { readonly parameters: ReadonlyMap<string, number> }; // the place of each :name in the segments
+  route!: { inputs: Inputs; handler: (values: object) => unknown; parameters: ReadonlyMap<string, number> };
   body: Promise<unknown> | undefined;
   query: URLSearchParams | undefined;
   values: Map<Inputs, unknown> | undefined; // both are made when there is one, to save 0.05 µs each
@@ -246,7 +244,7 @@ export class Scope {
   readonly cleanUps: ((thrown?: { error: unknown }) => Promise<void>)[] = [];
 
   constructor(request: IncomingMessage, tasks: BackgroundTasks, app: Shared) {
-    [this.request, this.tasks, this.app] = [request, tasks, app];
+    this.request = request; this.tasks = tasks; this.app = app;
   }
 
   /** Records an input error in FastAPI's shape, without an input of over 100 levels; met again, it counts once. */
@@ -258,7 +256,7 @@ export class Scope {
   missing(...loc: string[]): never { return this.reject('missing', loc, 'Field required', null); }
 
   /** What `handler` returns for its inputs. @throws HTTPError 422 with the input errors, in the order declared. */
-  answer(inputs: Inputs, handler: (values: object) => unknown): unknown {
+  answer({ inputs, handler }: Scope['route']): unknown {
     return after(this.#resolve(substitute(inputs, this.app.overrides)), (values) => {
       if (values !== rejected) return handler(values);
       const errors = [...this.#errors!.values()];
@@ -300,7 +298,10 @@ export class Scope {
     await tasks.run();
   }
 
-  /** Before the error response: throws `error` in at each `yield`, the last one first. Returns what is left of it. */
+  /**
+   * Before the error response: throws `error` in at each `yield`, the last one first; then discards the tasks. Returns
+   * what is left of the error.
+   */
   async unwindAfter(error: unknown): Promise<{ left: unknown }> {
     let thrown: { error: unknown } | undefined = { error };
     for (const cleanUp of this.cleanUps) {
@@ -310,6 +311,7 @@ export class Scope {
         thrown = undefined; // swallowed: as in FastAPI, the generators outside are resumed normally
       } catch (next) { thrown = { error: error = next }; }
     }
+    this.tasks.discard('the handler or a dependency threw');
     return { left: error }; // in an object: what was thrown may be a thenable
   }
 }

@@ -12,7 +12,7 @@ import { test, type TestContext } from 'node:test';
 import { format, inspect } from 'node:util';
 import { queryObjects } from 'node:v8';
 import { Worker } from 'node:worker_threads';
-import { BackgroundTasks, responseDone, type BackgroundTasksOptions, type TaskInfo } from '../background.ts';
+import { BackgroundTasks, responseDone, whenDone, type BackgroundTasksOptions, type TaskInfo } from '../background.ts';
 import { child, gate, rawClient, root, type RawClient } from './helpers.ts';
 
 function queue(tasks: readonly (() => unknown)[], options?: BackgroundTasksOptions): BackgroundTasks {
@@ -69,6 +69,24 @@ test('2 run() starts no task before it returns, and a task may call it: the prom
   assert.deepEqual(log, []);
   await running;
   assert.deepEqual([log, again === running], [['first', 'second'], true]);
+});
+
+test('2 a task that start() runs may call run(): that starts nothing, and resolves at the end of the queue', async () => {
+  const log: string[] = [];
+  const [second, held] = [gate(), gate()];
+  let again: Promise<unknown> | undefined;
+  const tasks = queue([
+    () => { log.push('first'); again = tasks.run().then(() => log.push('run() resolves')); },
+    async () => { log.push('second'); second.open(); await held; },
+    () => log.push('third'),
+  ]);
+  const running = tasks.start();
+  await second;
+  await otherQueues();
+  assert.deepEqual(log, ['first', 'second']);
+  held.open();
+  await Promise.all([running, again]);
+  assert.deepEqual(log, ['first', 'second', 'third', 'run() resolves']);
 });
 
 for (const [kind, wrap] of Object.entries<(held: Promise<void>) => unknown>({
@@ -591,6 +609,20 @@ test('1 responseDone waits for a slow reader, until the last byte is with the sy
   await done;
   const received = await client.closed;
   assert.equal(received.length - received.indexOf('\r\n\r\n') - 4, 16 * MiB);
+});
+
+test("1 whenDone calls once, also if 'finish' comes after the 'close' of the connection", within, async (t) => {
+  const { client, res, fence } = await exchange(t, GET);
+  let calls = 0;
+  whenDone(res, () => { calls += 1; });
+  const closed = closing(res.req.socket);
+  client.socket.destroy();
+  await closed;
+  await fence();
+  assert.equal(calls, 1);
+  res.emit('finish'); // the Nodes of today do not emit it so late
+  await fence();
+  assert.equal(calls, 1);
 });
 
 test('1 responseDone resolves late, after the response of a kept connection (fact 7.1)', async (t) => {

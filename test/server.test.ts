@@ -1,6 +1,7 @@
 /** server.ts in this process, on real sockets: what is promised on the wire, the router, what a handler may return. */
 import assert from 'node:assert/strict';
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { channel } from 'node:diagnostics_channel';
 import { EventEmitter, once } from 'node:events';
 import http, { type IncomingHttpHeaders, type RequestListener } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
@@ -920,6 +921,56 @@ test('8 the tasks of a pipelined request run in their own context, and so does o
   }
 });
 
+test('8 the clean-ups of a pipelined request run in its own context (fact 7.9)', async () => {
+  const log = new Journal();
+  const storage = new AsyncLocalStorage<string>();
+  const held = gate();
+  const cleaned = depends(async function* () {
+    yield 'a value';
+    log.write(`cleaned up in ${storage.getStore()}`);
+  });
+  const app = createApp([
+    get('/first', { cleaned }, () => held),
+    get('/second', { cleaned }, () => { log.write('second handler'); }),
+  ]);
+  await using server = await foreign((req, res) => storage.run(String(req.url), () => app.listener(req, res)));
+  using client = await rawClient(server.port);
+  client.send(...GET('/first'), ...GET('/second'));
+  await log.until('second handler');
+  held.open();
+  await client.until('HTTP/1.1 200', 2);
+  await app.idle();
+  assert.deepEqual(log.entries.slice(1).sort(), ['cleaned up in /first', 'cleaned up in /second']);
+});
+
+test('9 the channels tell of the tasks of a pipelined request in its own context', async (t) => {
+  const log: string[] = [];
+  const storage = new AsyncLocalStorage<string>();
+  const app = createApp([get('/:name', { tasks: backgroundTasks }, ({ tasks }) => {
+    tasks.addTask(() => {});
+    tasks.addTask(() => { throw new Error('expected'); });
+    tasks.addTask(() => {});
+  })], { afterFailure: 'stop', onTaskError: () => {} });
+  for (const event of ['start', 'end', 'error', 'dropped']) {
+    const tell = (message: unknown): void => {
+      const { index, request } = message as { index: number; request: http.IncomingMessage };
+      log.push(`${request.url} ${event} ${index} in ${storage.getStore()}`);
+    };
+    channel(`background-tasks:${event}`).subscribe(tell);
+    t.after(() => channel(`background-tasks:${event}`).unsubscribe(tell));
+  }
+  stderr(t);
+  await using server = await foreign((req, res) => storage.run(String(req.url), () => app.listener(req, res)));
+  using client = await rawClient(server.port);
+  client.send(...GET('/first'), ...GET('/second'));
+  await client.until('HTTP/1.1 200', 2);
+  await app.idle();
+  for (const url of ['/first', '/second']) {
+    assert.deepEqual(log.filter((line) => line.startsWith(url)),
+      ['start 0', 'end 0', 'start 1', 'error 1', 'dropped 2', 'end 1'].map((event) => `${url} ${event} in ${url}`));
+  }
+});
+
 test('2,000 requests on one connection leave no listener behind (fact 7.14)', async () => {
   const app = createApp([get('/', { request, tasks: backgroundTasks }, ({ request: { socket }, tasks }) => {
     tasks.addTask(() => {});
@@ -1237,6 +1288,18 @@ test('a handler returns a Response of any status, with its headers, each set-coo
   const { status, headers, body } = await ask(server.url);
   assert.deepEqual([status, body, headers['content-type'], headers['x-mark']], [299, '한글', 'text/plain', 'é']);
   assert.deepEqual(headers['set-cookie'], ['a=1; Path=/', 'b=2; Expires=Thu, 01 Jan 1970 00:00:00 GMT']);
+});
+
+test('a Response of another realm, or of a package, is sent as one; data that resembles it is data', async () => {
+  const { status, headers, body, bodyUsed } = Response.json({ made: 'elsewhere' }, { status: 201 });
+  await using server = await serve([
+    get('/response', () => ({ status, headers, body, bodyUsed })),
+    get('/data', () => ({ status: 404, headers: { getSetCookie: 'none' } })),
+  ]);
+  const sent = await ask(`${server.url}/response`);
+  assert.deepEqual([sent.status, sent.body], [201, '{"made":"elsewhere"}']);
+  const data = await ask(`${server.url}/data`);
+  assert.deepEqual([data.status, data.body], [200, '{"status":404,"headers":{"getSetCookie":"none"}}']);
 });
 
 test('a Response without a body, or with an empty one, leaves the connection open', async () => {

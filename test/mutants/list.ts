@@ -23,13 +23,20 @@ export interface UnitMutant extends Change {
 
 const ids = (list: string): string[] => list.trim().split(/\s+/);
 
-const HANDLE = 'scope.answer(inputs, handler)';
-const RUN = 'scope.tasks.run()';
+const HANDLE = 'scope.answer(scope.route = find(scope, tree))';
+/** {@link HANDLE}, with what `change` does to its value or its tasks. */
+const handled = (change: string): string => `(async () => {
+        const value = await ${HANDLE};
+        ${change}
+        return value;
+      })()`;
+const RUN = 'tasks.start()';
 const CALL = 'task.scope.runInAsyncScope(task.fn, undefined, ...task.args)';
 const WAIT = 'if (isThenable(result)) await task.scope.runInAsyncScope(Promise.resolve, Promise, result);';
-const FAIL = 'await this.#fail(task, error);';
+const FAIL = 'await task.scope.runInAsyncScope(this.#fail, this, task, error);';
 const BODY = 'const body = plan.stream';
-const START = 'if (channels.start.hasSubscribers) channels.start.publish(this.#info(task));';
+const START = 'task.scope.runInAsyncScope(() => channels.start.publish(this.#info(task)));';
+const END = 'task.scope.runInAsyncScope(() => channels.end.publish(this.#info(task)));';
 const ERROR = 'channels.error.publish({ ...info, error });';
 const DROPPED = 'for (const info of dropped) channels.dropped.publish({ ...info, reason });';
 const EACH = 'while (this.#started < this.#tasks.length) {';
@@ -107,11 +114,11 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'the end of file waits for the tasks',
     file: 'server.ts',
-    from: 'const done = responseDone(res);',
-    to: `const done = responseDone(res);
-    const { socket } = request;
+    from: 'scope.place = scopes.push(scope) - 1;',
+    to: `scope.place = scopes.push(scope) - 1;
+    const { tasks, request: { socket } } = scope;
     const destroySoon = socket.destroySoon;
-    socket.destroySoon = () => void done.then(() => ${RUN}).then(() => destroySoon.call(socket));`,
+    socket.destroySoon = () => void responseDone(res).then(() => ${RUN}).then(() => destroySoon.call(socket));`,
     fails: ['1.4.1', '1.4.2', '5.4.1'],
   },
 
@@ -262,14 +269,14 @@ export const mutants: readonly Mutant[] = [
     name: 'a task that a running task adds is the next one',
     file: 'background.ts',
     from: 'this.#tasks.push(task)',
-    to: 'this.#tasks.splice(this.#running ? this.#started : this.#tasks.length, 0, task)',
+    to: 'this.#tasks.splice(this.#started > 0 ? this.#started : this.#tasks.length, 0, task)',
     fails: ['2.5.1'],
   },
   {
     name: 'a task that a running task adds starts at once',
     file: 'background.ts',
     from: 'this.#tasks.push(task)',
-    to: '(this.#running ? fn(...args) : this.#tasks.push(task))',
+    to: '(this.#started > 0 ? fn(...args) : this.#tasks.push(task))',
     fails: ['2.5.1', '7.1.3'],
   },
   {
@@ -345,30 +352,21 @@ export const mutants: readonly Mutant[] = [
     name: 'a returned 4xx or 5xx drops the tasks',
     file: 'server.ts',
     from: HANDLE,
-    to: `((value) => {
-        if (value instanceof Response && value.status >= 400) scope.tasks.discard('an error');
-        return value;
-      })(await ${HANDLE})`,
+    to: handled("if (value instanceof Response && value.status >= 400) scope.tasks.discard('an error');"),
     fails: ['4.1.3', '4.1.4', '4.1.5', '4.1.6'],
   },
   {
     name: 'a returned 5xx drops the tasks',
     file: 'server.ts',
     from: HANDLE,
-    to: `((value) => {
-        if (value instanceof Response && value.status >= 500) scope.tasks.discard('an error');
-        return value;
-      })(await ${HANDLE})`,
+    to: handled("if (value instanceof Response && value.status >= 500) scope.tasks.discard('an error');"),
     fails: ['4.1.5', '4.1.6'],
   },
   {
     name: 'a status other than 200 drops the tasks',
     file: 'server.ts',
     from: HANDLE,
-    to: `((value) => {
-        if (value instanceof Response && value.status !== 200) scope.tasks.discard('not 200');
-        return value;
-      })(await ${HANDLE})`,
+    to: handled("if (value instanceof Response && value.status !== 200) scope.tasks.discard('not 200');"),
     fails: ids(`
       3.1.1 3.1.2 3.1.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6`),
   },
@@ -376,30 +374,21 @@ export const mutants: readonly Mutant[] = [
     name: 'a response without a body drops the tasks',
     file: 'server.ts',
     from: HANDLE,
-    to: `((value) => {
-        if (value instanceof Response && !value.body) scope.tasks.discard('no body');
-        return value;
-      })(await ${HANDLE})`,
+    to: handled("if (value instanceof Response && !value.body) scope.tasks.discard('no body');"),
     fails: ['2.3.2', '4.1.2'],
   },
   {
     name: 'a 204 drops the tasks',
     file: 'server.ts',
     from: HANDLE,
-    to: `((value) => {
-        if (value instanceof Response && value.status === 204) scope.tasks.discard('no content');
-        return value;
-      })(await ${HANDLE})`,
+    to: handled("if (value instanceof Response && value.status === 204) scope.tasks.discard('no content');"),
     fails: ['4.1.2'],
   },
   {
     name: 'a HEAD drops the tasks',
     file: 'server.ts',
     from: HANDLE,
-    to: `((value) => {
-        if (res.req.method === 'HEAD') scope.tasks.discard('no body');
-        return value;
-      })(await ${HANDLE})`,
+    to: handled("if (res.req.method === 'HEAD') scope.tasks.discard('no body');"),
     fails: ['4.2.1'],
   },
   {
@@ -411,23 +400,23 @@ export const mutants: readonly Mutant[] = [
   },
   {
     name: 'a throw runs the tasks, where it is to discard them',
-    file: 'server.ts',
-    from: "scope.tasks.discard('the handler or a dependency threw');",
+    file: 'deps.ts',
+    from: "this.tasks.discard('the handler or a dependency threw');",
     to: '',
     fails: ['4.3.1', '4.3.2', '4.3.3', '4.3.4'],
   },
   {
     name: 'only an HTTP error discards the tasks',
-    file: 'server.ts',
-    from: "scope.tasks.discard('the handler or a dependency threw');",
-    to: "if (left instanceof HTTPError) scope.tasks.discard('refused');",
+    file: 'deps.ts',
+    from: "this.tasks.discard('the handler or a dependency threw');",
+    to: "if (error instanceof HTTPError) this.tasks.discard('refused');",
     fails: ['4.3.2', '4.3.4'],
   },
   {
     name: 'only an error that is no HTTP error discards the tasks',
-    file: 'server.ts',
-    from: "scope.tasks.discard('the handler or a dependency threw');",
-    to: "if (!(left instanceof HTTPError)) scope.tasks.discard('broken');",
+    file: 'deps.ts',
+    from: "this.tasks.discard('the handler or a dependency threw');",
+    to: "if (!(error instanceof HTTPError)) this.tasks.discard('broken');",
     fails: ['4.3.1', '4.3.3'],
   },
   {
@@ -444,10 +433,7 @@ export const mutants: readonly Mutant[] = [
     name: 'cancels on disconnect: a client that leaves before the handler returns drops the tasks (starlette #1438)',
     file: 'server.ts',
     from: HANDLE,
-    to: `((value) => {
-        if (scope.request.socket.destroyed) scope.tasks.discard('the client has left');
-        return value;
-      })(await ${HANDLE})`,
+    to: handled("if (scope.request.socket.destroyed) scope.tasks.discard('the client has left');"),
     fails: ['4.4.1', '4.4.2'],
   },
   {
@@ -467,14 +453,14 @@ export const mutants: readonly Mutant[] = [
     name: 'cancels on disconnect: the reset of a kept connection drops the tasks that have not started',
     file: 'server.ts',
     from: RUN,
-    to: `(request.socket.once('close', (reset) => reset && scope.tasks.discard('the client has left')), ${RUN})`,
+    to: `(request.socket.once('close', (reset) => reset && tasks.discard('the client has left')), ${RUN})`,
     fails: ['4.4.5'],
   },
   {
     name: 'a handler whose client has left never returns',
     file: 'server.ts',
     from: HANDLE,
-    to: `await ((value) => (scope.request.socket.destroyed ? new Promise<never>(() => {}) : value))(await ${HANDLE})`,
+    to: handled('if (scope.request.socket.destroyed) return new Promise<never>(() => {});'),
     fails: ['4.4.1', '4.4.2'],
   },
   {
@@ -499,7 +485,7 @@ export const mutants: readonly Mutant[] = [
     name: 'blocks the process: a request waits for the tasks of all before it',
     file: 'server.ts',
     from: HANDLE,
-    to: `await (async () => {
+    to: `(async () => {
         const before = [...scopes].filter((other) => other !== scope);
         const isHeld = (): boolean => scope.request.method === 'POST' && before.some((other) => scopes.includes(other));
         while (isHeld()) await new Promise(setImmediate);
@@ -513,7 +499,7 @@ export const mutants: readonly Mutant[] = [
     name: 'blocks the connection: a request waits for the tasks of those before it (starlette #2093)',
     file: 'server.ts',
     from: HANDLE,
-    to: `await (async () => {
+    to: `(async () => {
         const { request: { socket } } = scope;
         const before = [...scopes].filter((other) => other !== scope && other.request.socket === socket);
         while (before.some((other) => scopes.includes(other))) await new Promise(setImmediate);
@@ -681,19 +667,15 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'cleans up first: a dependency cleans up before the tasks (fastapi 0.106)',
     file: 'server.ts',
-    from: RUN,
-    to: `scope.unwind(taskOptions).then(() => ${RUN})`,
+    from: 'await runTasks(scope);',
+    to: 'await scope.unwind(taskOptions).then(() => runTasks(scope));',
     fails: ['10.4.1', '10.5.1'],
   },
   {
     name: 'cleans up before the response',
     file: 'server.ts',
     from: HANDLE,
-    to: `await (async () => {
-        const value = await ${HANDLE};
-        await scope.unwind(taskOptions);
-        return value;
-      })()`,
+    to: handled('await scope.unwind(taskOptions);'),
     fails: ['10.4.1', '10.5.1'],
   },
   {
@@ -754,8 +736,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a task that blocks the thread delays the end of file',
     file: 'background.ts',
-    from: '(sent.push(resolve) === 1 && setImmediate(() => sent.splice(0).forEach((f) => f())))',
-    to: 'resolve()',
+    from: 'if (sent.push(then) === 1) setImmediate(() => sent.splice(0).forEach((f) => f()));',
+    to: 'then();',
     tests: 'test/background.test.ts',
     pattern: '^1 what blocks the thread right after responseDone does not delay .* of `Connection: close`',
   },
@@ -763,7 +745,8 @@ export const unitMutants: readonly UnitMutant[] = [
     name: 'the tasks of a reader that takes nothing start before it is gone',
     file: 'server.ts',
     from: 'socket.writableLength > 0 && socket.destroy()',
-    to: `socket.writableLength > 0 && (${RUN}, setImmediate(() => socket.destroy()))`,
+    to: `socket.writableLength > 0
+      && (scopes.forEach(({ tasks }) => void ${RUN}), setImmediate(() => socket.destroy()))`,
     tests: 'test/server.test.ts',
     pattern: '^1 a reader of a JSON value that takes nothing',
   },
@@ -795,8 +778,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a connection holds its first response',
     file: 'background.ts',
-    from: "const open = waiting.get(socket) ?? watch(socket);",
-    to: "const open = waiting.get(socket) ?? watch(socket.on('close', () => res.destroy()));",
+    from: '?? watch(res.req.socket);',
+    to: "?? watch(res.req.socket.on('close', () => res.destroy()));",
     tests: 'test/background.test.ts',
     pattern: '^a kept connection holds no response that is out',
   },
@@ -819,16 +802,24 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a task that calls run() starts the queue again',
     file: 'background.ts',
-    from: '    await undefined; // run() returns before the first task starts, which may call it\n',
+    from: 'if (this.#started > 0) return this.#running;',
     to: '',
+    tests: 'test/background.test.ts',
+    pattern: '^2 a task that start\\(\\) runs may call run',
+  },
+  {
+    name: 'run() starts a task before it returns',
+    file: 'background.ts',
+    from: 'Promise.resolve().then(() => this.#runInOrder())',
+    to: 'this.#runInOrder()',
     tests: 'test/background.test.ts',
     pattern: '^2 run\\(\\) starts no task before it returns',
   },
   {
     name: 'run() twice runs the tasks twice',
     file: 'background.ts',
-    from: '(this.#running ??= this.#runInOrder())',
-    to: 'this.#runInOrder()',
+    from: '(this.#running ??= Promise.resolve().then(() => this.#runInOrder()))',
+    to: '(this.#running = Promise.resolve().then(() => { this.#started = 0; return this.#runInOrder(); }))',
     tests: 'test/background.test.ts',
     pattern: '^2 run\\(\\) twice',
   },
@@ -836,8 +827,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'onTaskError is not awaited',
     file: 'background.ts',
-    from: 'await task.scope.runInAsyncScope(onTaskError',
-    to: 'task.scope.runInAsyncScope(onTaskError',
+    from: 'await (async () => onTaskError(',
+    to: 'void (async () => onTaskError(',
     tests: 'test/background.test.ts',
     pattern: '^3 onTaskError replaces',
   },
@@ -861,8 +852,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'an onTaskError that fails ends the queue',
     file: 'background.ts',
-    from: 'catch (reporterError) {',
-    to: 'catch (reporterError) {\n      throw reporterError;',
+    from: '.catch((reporterError: unknown) =>\n',
+    to: '.catch(Promise.reject.bind(Promise)).catch((reporterError: unknown) =>\n      reporterError === 0 && ',
     tests: 'test/background.test.ts',
     pattern: '^3 .* of onTaskError puts both errors on stderr',
   },
@@ -911,7 +902,7 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'the event loop has no turn between tasks',
     file: 'background.ts',
-    from: 'if (performance.now() >= slice.end) await nextSlice();',
+    from: 'if (performance.now() >= sliceEnd) await nextSlice();',
     to: '',
     tests: 'test/background.test.ts',
     pattern: '^6 an immediate that the first of three tasks',
@@ -919,7 +910,7 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'each queue has a slice of its own',
     file: 'background.ts',
-    from: '(performance.now() < slice.end ? undefined : begin())',
+    from: '(performance.now() < sliceEnd ? undefined : begin())',
     to: 'begin()',
     tests: 'test/background.test.ts',
     pattern: '^6 thirty queues with short tasks',
@@ -927,7 +918,7 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'one turn of the event loop is for all queues that wait',
     file: 'background.ts',
-    from: '(slice.next = slice.next.then(() => (performance.now() < slice.end ? undefined : begin())))',
+    from: '(turn = turn.then(() => (performance.now() < sliceEnd ? undefined : begin())))',
     to: 'begin()',
     tests: 'test/background.test.ts',
     pattern: '^6 thirty queues with tasks of more than 10 ms',
@@ -935,8 +926,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'the slice is 100 ms',
     file: 'background.ts',
-    from: 'slice.end = performance.now() + 10;',
-    to: 'slice.end = performance.now() + 100;',
+    from: 'sliceEnd = performance.now() + 10;',
+    to: 'sliceEnd = performance.now() + 100;',
     tests: 'test/background.test.ts',
     pattern: '^6 short tasks',
   },
@@ -1025,8 +1016,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'onTaskError runs in the context of the response',
     file: 'background.ts',
-    from: 'task.scope.runInAsyncScope(onTaskError, undefined, error, info)',
-    to: 'onTaskError(error, info)',
+    from: FAIL,
+    to: 'await this.#fail(task, error);',
     tests: 'test/background.test.ts',
     pattern: '^8 a task runs in the async context',
   },
@@ -1042,7 +1033,7 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'the end of a task is not told',
     file: 'background.ts',
-    from: 'channels.end.publish(this.#info(task));',
+    from: END,
     to: '',
     tests: 'test/background.test.ts',
     pattern: '^9 the channels',
