@@ -14,9 +14,9 @@ export interface BackgroundTasksOptions {
   /** The request that the tasks belong to; reports and channels name it. */
   readonly request?: IncomingMessage;
   /** After a failed task, run the rest (`'continue'`, the default) or drop it (`'stop'`, as Starlette does). */
-  readonly afterFailure?: 'continue' | 'stop';
+  readonly afterFailure?: 'continue' | 'stop' | undefined;
   /** Called, and awaited, in place of the report on stderr. */
-  readonly onTaskError?: (error: unknown, task: TaskInfo) => unknown;
+  readonly onTaskError?: ((error: unknown, task: TaskInfo) => unknown) | undefined;
 }
 
 /**

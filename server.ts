@@ -92,7 +92,7 @@ export interface App {
  * @throws Error for two equal routes, or a `path()` that its route lacks; RangeError for an option out of range.
  */
 export function createApp(routes: readonly Route[], options: AppOptions = {}): App {
-  const { bodyLimit = 2 ** 20, drainTimeoutMs = 30_000, stallTimeoutMs = 30_000, ...taskOptions } = options;
+  const { bodyLimit = 2 ** 20, drainTimeoutMs = 30_000, stallTimeoutMs = 30_000, afterFailure, onTaskError } = options;
   const wrong = Object.entries({ bodyLimit, drainTimeoutMs, stallTimeoutMs }).find(([, n]) => !(n >= 0 && n < 2 ** 31));
   if (wrong) throw new RangeError(`Expected ${wrong[0]} to be from 0 to 2 ** 31 - 1, got ${wrong[1]}.`);
   const tree = routeTree(routes);
@@ -104,7 +104,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   let closing: ReturnType<typeof drain> | undefined;
 
   function serve(request: IncomingMessage, res: ServerResponse): void {
-    const scope = new Scope(request, new BackgroundTasks({ ...taskOptions, request }), shared);
+    const scope = new Scope(request, new BackgroundTasks({ request, afterFailure, onTaskError }), shared);
     scope.place = scopes.push(scope) - 1;
     (connections.get(request.socket) ?? connect(request.socket)).responses += 1;
     try {
@@ -120,7 +120,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     try { send(res, await answer); } catch (error) { refuse(res, (await scope.unwindAfter(error)).left); }
     await responseDone(res);
     await runTasks(scope);
-    if (scope.cleanUps.length > 0) await scope.unwind(taskOptions);
+    if (scope.cleanUps.length > 0) await scope.unwind(options);
     leave(scope);
   }
 

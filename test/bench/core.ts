@@ -4,8 +4,7 @@
  *     node test/bench/core.ts               prints both, the difference and the ratio (Node 22.18 or later)
  *     node test/bench/core.ts --limit 2.0   exits with 1 where the ratio, of the CPU's time, is higher
  *
- * Each figure is the best of several processes, which alternate; each process measures one of the two. Over the limit,
- * it measures again, twice at most, and takes the best of all: other work on the machine makes a figure larger only.
+ * Each figure is the best of several processes, which alternate; each process measures one of the two.
  */
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -60,11 +59,7 @@ async function main(): Promise<void> {
     return measure({ listener, request, tasks: 3, connections: 32, batch: 40_000 }, batches, check);
   }
   const limit = Number(values.limit ?? Infinity);
-  let { floor, ours } = await core(Number(values.processes), batches);
-  for (let again = 0; again < 2 && ours.cpu / floor.cpu > limit; again += 1) {
-    const more = await core(Number(values.processes), batches);
-    [floor, ours] = [best([floor, more.floor]), best([ours, more.ours])];
-  }
+  const { floor, ours } = await core(Number(values.processes), batches);
   const how = process.execArgv.some((flag) => flag.includes('tsx')) ? 'under tsx' : 'types stripped';
   console.log(`ns a request, node ${process.versions.node}, ${how}`);
   console.log(columns('', 'floor', 'ours', 'more', 'ratio'));

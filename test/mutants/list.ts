@@ -232,8 +232,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'a failed task drops the tasks of every other request',
     file: 'server.ts',
-    from: 'new BackgroundTasks({ ...taskOptions, request })',
-    to: `new BackgroundTasks({ ...taskOptions, request, onTaskError: (error) => {
+    from: 'new BackgroundTasks({ request, afterFailure, onTaskError })',
+    to: `new BackgroundTasks({ request, afterFailure, onTaskError: (error: unknown) => {
       report('failed', error);
       for (const other of [...scopes]) if (other.request !== request) other.tasks.discard('a task failed');
     } })`,
@@ -517,9 +517,9 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'a request joins the queue of one whose handler is at work',
     file: 'server.ts',
-    from: 'new BackgroundTasks({ ...taskOptions, request })',
+    from: 'new BackgroundTasks({ request, afterFailure, onTaskError })',
     to: `[...scopes].find((other) => connections.get(other.request.socket)?.responses)?.tasks
-      ?? new BackgroundTasks({ ...taskOptions, request })`,
+      ?? new BackgroundTasks({ request, afterFailure, onTaskError })`,
     fails: ['1.1.1', '1.1.2', '1.2.1', '10.3.1', '10.3.2'],
   },
 
@@ -570,8 +570,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'a task that fails after the signal ends the process',
     file: 'server.ts',
-    from: 'new BackgroundTasks({ ...taskOptions, request })',
-    to: `new BackgroundTasks({ ...taskOptions, request, onTaskError: (error) => {
+    from: 'new BackgroundTasks({ request, afterFailure, onTaskError })',
+    to: `new BackgroundTasks({ request, afterFailure, onTaskError: (error: unknown) => {
       report('failed', error);
       if (closing) process.exit(1);
     } })`,
@@ -625,9 +625,9 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'a queue is that of its connection',
     file: 'server.ts',
-    from: 'new BackgroundTasks({ ...taskOptions, request })',
+    from: 'new BackgroundTasks({ request, afterFailure, onTaskError })',
     to: `(Reflect.get(request.socket, 'tasks') ?? (Reflect.set(request.socket, 'tasks',
-      new BackgroundTasks({ ...taskOptions, request })), Reflect.get(request.socket, 'tasks')))`,
+      new BackgroundTasks({ request, afterFailure, onTaskError })), Reflect.get(request.socket, 'tasks')))`,
     fails: ['5.3.1'],
   },
   {
@@ -668,14 +668,14 @@ export const mutants: readonly Mutant[] = [
     name: 'cleans up first: a dependency cleans up before the tasks (fastapi 0.106)',
     file: 'server.ts',
     from: 'await runTasks(scope);',
-    to: 'await scope.unwind(taskOptions).then(() => runTasks(scope));',
+    to: 'await scope.unwind(options).then(() => runTasks(scope));',
     fails: ['10.4.1', '10.5.1'],
   },
   {
     name: 'cleans up before the response',
     file: 'server.ts',
     from: HANDLE,
-    to: handled('await scope.unwind(taskOptions);'),
+    to: handled('await scope.unwind(options);'),
     fails: ['10.4.1', '10.5.1'],
   },
   {
