@@ -58,8 +58,8 @@ export class BackgroundTasks {
   /** Runs the queue. Called again, by a task too, it returns the same promise. It never rejects: see `onTaskError`. */
   run(): Promise<void> { return (this.#running ??= Promise.resolve().then(() => this.#runInOrder())); }
 
-  /** `run()` for a queue that nobody adds to any more: at once, which saves 0.1 µs. @internal */
-  start(): Promise<void> { return (this.#running ??= this.#runInOrder()); }
+  /** `run()`, at once, and then `finished`: two promises less take 0.1 µs less. @internal */
+  start(finished: () => void): void { this.#running = this.#running?.then(finished) ?? this.#runInOrder(finished); }
 
   /** The tasks that are running or have not started. */
   get unfinished(): readonly TaskInfo[] { return this.#tasks.slice(this.#finished).map((task) => this.#info(task)); }
@@ -72,11 +72,11 @@ export class BackgroundTasks {
     return dropped;
   }
 
-  async #runInOrder(): Promise<void> {
+  async #runInOrder(finished?: () => void): Promise<void> {
     if (this.#started > 0) return this.#running; // a task that start() runs has called run()
     while (this.#started < this.#tasks.length) { // 2: what a task adds is met at the end
       if (performance.now() >= sliceEnd) await nextSlice();
-      if (this.#closed) return;
+      if (this.#closed) break;
       const task = this.#tasks[this.#started++]!; // not `for of`: 0.03 µs
       if (channels.start.hasSubscribers) task.scope.runInAsyncScope(() => channels.start.publish(this.#info(task)));
       try {
@@ -87,6 +87,7 @@ export class BackgroundTasks {
       this.#finished += 1;
     }
     this.#closed ??= 'have finished';
+    finished?.();
   }
 
   async #fail(task: Task, error: unknown, info = this.#info(task)): Promise<void> {

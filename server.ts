@@ -5,8 +5,7 @@ import http, { type IncomingMessage, type OutgoingHttpHeaders, type ServerRespon
 import net, { type AddressInfo, type Socket } from 'node:net';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { BackgroundTasks, isThenable, report, responseDone, whenDone,
-  type BackgroundTasksOptions } from './background.ts';
+import { BackgroundTasks, isThenable, report, whenDone, type BackgroundTasksOptions } from './background.ts';
 import { HTTPError, inputsOf, Scope, segmentsOf, type Dependencies, type Dependency, type Values } from './deps.ts';
 
 export { BackgroundTasks, responseDone, type BackgroundTasksOptions, type TaskInfo } from './background.ts';
@@ -111,24 +110,23 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
       const answer = scope.answer(scope.route = find(scope, tree));
       if (isThenable(answer)) return void respond(scope, res, answer);
       send(res, answer);
-      whenDone(res, () => void runTasks(scope).then(() => leave(scope)));
+      whenDone(res, () => runTasks(scope, () => leave(scope)));
     } catch (error) { void respond(scope, res, Promise.reject(error)); }
   }
 
   /** The rest of {@link serve}, where the answer has to be waited for, or is an error. */
   async function respond(scope: Scope, res: ServerResponse, answer: PromiseLike<unknown>): Promise<void> {
     try { send(res, await answer); } catch (error) { refuse(res, (await scope.unwindAfter(error)).left); }
-    await responseDone(res);
-    await runTasks(scope);
+    await new Promise<void>((resolve) => whenDone(res, () => runTasks(scope, resolve)));
     if (scope.cleanUps.length > 0) await scope.unwind(options);
     leave(scope);
   }
 
-  function runTasks({ request, tasks }: Scope): Promise<void> {
+  function runTasks({ request, tasks }: Scope, finished: () => void): void {
     const connection = connections.get(request.socket); // none once it has closed
     if (connection && (connection.responses -= 1) === 0 && closing) request.socket.destroySoon();
     if (request.readableDidRead) request.resume(); // 7.17
-    return tasks.start();
+    tasks.start(finished);
   }
 
   function leave(scope: Scope): void {

@@ -81,7 +81,7 @@ test('2 a task that start() runs may call run(): that starts nothing, and resolv
     async () => { log.push('second'); second.open(); await held; },
     () => log.push('third'),
   ]);
-  const running = tasks.start();
+  const running = new Promise<void>((resolve) => tasks.start(resolve));
   await second;
   await otherQueues();
   assert.deepEqual(log, ['first', 'second']);

@@ -124,6 +124,8 @@ async function outcomeOf(running: Promise<void>): Promise<string> {
   return outcome || 'hangs';
 }
 
+const started = (tasks: BackgroundTasks): Promise<void> => new Promise((resolve) => tasks.start(resolve));
+
 const clock = { now: 0, step: 0 };
 
 /** The same of the real one. */
@@ -184,7 +186,7 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
     act(action);
     for (let more = 9; program.busy && more > 0; more -= 1) await undefined; // no turn of the event loop
   }
-  log.push(`run() ${await outcomeOf(program.atOnce ? tasks.start() : running ?? tasks.run())}`);
+  log.push(`run() ${await outcomeOf(program.atOnce ? started(tasks) : running ?? tasks.run())}`);
   for (const each of runs) if (await outcomeOf(each) !== 'resolves') log.push('a run() does not resolve');
   program.after.forEach(act);
   return log;

@@ -30,7 +30,8 @@ const handled = (change: string): string => `(async () => {
         ${change}
         return value;
       })()`;
-const RUN = 'tasks.start()';
+const RUN = 'tasks.start(finished);';
+const THEN_RUN = 'await new Promise<void>((resolve) => whenDone(res, () => runTasks(scope, resolve)));';
 const CALL = 'task.scope.runInAsyncScope(task.fn, undefined, ...task.args)';
 const WAIT = 'if (isThenable(result)) await task.scope.runInAsyncScope(Promise.resolve, Promise, result);';
 const FAIL = 'await task.scope.runInAsyncScope(this.#fail, this, task, error);';
@@ -118,7 +119,7 @@ export const mutants: readonly Mutant[] = [
     to: `scope.place = scopes.push(scope) - 1;
     const { tasks, request: { socket } } = scope;
     const destroySoon = socket.destroySoon;
-    socket.destroySoon = () => void responseDone(res).then(() => ${RUN}).then(() => destroySoon.call(socket));`,
+    socket.destroySoon = () => whenDone(res, () => void tasks.run().then(() => destroySoon.call(socket)));`,
     fails: ['1.4.1', '1.4.2', '5.4.1'],
   },
 
@@ -126,8 +127,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'parallel: all tasks start at once, the last one first',
     file: 'background.ts',
-    from: '(this.#running ??= this.#runInOrder())',
-    to: `(this.#running ??= (async () => {
+    from: 'this.#running?.then(finished) ?? this.#runInOrder(finished)',
+    to: `this.#running?.then(finished) ?? (async () => {
     const started = new Set<Task>();
     for (;;) {
       const more = this.#tasks.filter((task) => !started.has(task)).reverse();
@@ -138,7 +139,8 @@ export const mutants: readonly Mutant[] = [
       }));
     }
     this.#closed = 'have finished';
-  })())`,
+    finished();
+  })()`,
     fails: ids(`
       2.1.1 2.1.2 2.1.3 2.2.1 2.3.1 2.5.1 2.6.1 3.2.1 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3
       10.1.1 10.1.2 10.2.1 10.3.1 10.3.2`),
@@ -225,8 +227,9 @@ export const mutants: readonly Mutant[] = [
     name: 'the tasks of all requests wait in one line',
     file: 'server.ts',
     from: RUN,
-    to: `(Reflect.set(globalThis, 'line', Promise.resolve(Reflect.get(globalThis, 'line')).then(() => ${RUN})),
-      Reflect.get(globalThis, 'line'))`,
+    to: `const line = Promise.resolve(Reflect.get(globalThis, 'line')).then(() => tasks.run());
+    Reflect.set(globalThis, 'line', line);
+    void line.then(finished);`,
     fails: ['2.2.1', '2.4.1', '2.4.2', '2.6.1', '4.4.3', '4.4.4', '4.4.5', '5.1.1', '5.1.2', '7.1.4'],
   },
   {
@@ -243,7 +246,7 @@ export const mutants: readonly Mutant[] = [
     name: 'the tasks of at most four requests run at a time',
     file: 'server.ts',
     from: RUN,
-    to: `(async () => {
+    to: `void (async () => {
       const running = (more: number): number => {
         const count = Number(Reflect.get(globalThis, 'running') ?? 0) + more;
         Reflect.set(globalThis, 'running', count);
@@ -251,9 +254,10 @@ export const mutants: readonly Mutant[] = [
       };
       while (running(0) >= 4) await new Promise(setImmediate);
       running(1);
-      await ${RUN};
+      await tasks.run();
       running(-1);
-    })()`,
+      finished();
+    })();`,
     fails: ['5.1.2'],
   },
   {
@@ -453,7 +457,8 @@ export const mutants: readonly Mutant[] = [
     name: 'cancels on disconnect: the reset of a kept connection drops the tasks that have not started',
     file: 'server.ts',
     from: RUN,
-    to: `(request.socket.once('close', (reset) => reset && tasks.discard('the client has left')), ${RUN})`,
+    to: `request.socket.once('close', (reset) => reset && tasks.discard('the client has left'));
+    ${RUN}`,
     fails: ['4.4.5'],
   },
   {
@@ -667,8 +672,10 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'cleans up first: a dependency cleans up before the tasks (fastapi 0.106)',
     file: 'server.ts',
-    from: 'await runTasks(scope);',
-    to: 'await scope.unwind(options).then(() => runTasks(scope));',
+    from: THEN_RUN,
+    to: `await new Promise<void>((resolve) => whenDone(res, resolve));
+    await scope.unwind(options);
+    await new Promise<void>((resolve) => runTasks(scope, resolve));`,
     fails: ['10.4.1', '10.5.1'],
   },
   {
@@ -746,7 +753,7 @@ export const unitMutants: readonly UnitMutant[] = [
     file: 'server.ts',
     from: 'socket.writableLength > 0 && socket.destroy()',
     to: `socket.writableLength > 0
-      && (scopes.forEach(({ tasks }) => void ${RUN}), setImmediate(() => socket.destroy()))`,
+      && (scopes.forEach(({ tasks }) => void tasks.run()), setImmediate(() => socket.destroy()))`,
     tests: 'test/server.test.ts',
     pattern: '^1 a reader of a JSON value that takes nothing',
   },
@@ -773,6 +780,22 @@ export const unitMutants: readonly UnitMutant[] = [
     to: "res.on('finish', () => socket.setTimeout(0));",
     tests: 'test/server.test.ts',
     pattern: '^1 the stallTimeoutMs of a response ends with it: Node closes',
+  },
+  {
+    name: 'a response that finishes after its client has left is done twice',
+    file: 'background.ts',
+    from: 'if (at < 0) return;',
+    to: '',
+    tests: 'test/background.test.ts',
+    pattern: '^1 whenDone calls once',
+  },
+  {
+    name: 'a Response of another realm is sent as JSON',
+    file: 'server.ts',
+    from: "typeof (value as Response | null)?.headers?.getSetCookie !== 'function'",
+    to: '!(value instanceof Response)',
+    tests: 'test/server.test.ts',
+    pattern: '^a Response of another realm',
   },
   // 2: in order, one at a time, once
   {
@@ -1029,7 +1052,36 @@ export const unitMutants: readonly UnitMutant[] = [
     tests: 'test/background.test.ts',
     pattern: '^8 a lazy thenable',
   },
+  {
+    name: 'a clean-up runs in the context of another request',
+    file: 'server.ts',
+    from: `${THEN_RUN}
+    if (scope.cleanUps.length > 0) await scope.unwind(options);
+    leave(scope);`,
+    to: `whenDone(res, () => runTasks(scope, async () => {
+      if (scope.cleanUps.length > 0) await scope.unwind(options);
+      leave(scope);
+    }));`,
+    tests: 'test/server.test.ts',
+    pattern: '^8 the clean-ups of a pipelined request',
+  },
   // 9: visible
+  ...[[START, 'start'], [END, 'end']].map(([from = '', event]) => ({
+    name: `the ${event} of a task is told in the context of another request`,
+    file: 'background.ts' as const,
+    from,
+    to: `channels.${event}.publish(this.#info(task));`,
+    tests: 'test/server.test.ts',
+    pattern: '^9 the channels tell of the tasks of a pipelined request',
+  })),
+  {
+    name: 'the error of a task is told in the context of another request',
+    file: 'background.ts',
+    from: FAIL,
+    to: 'await this.#fail(task, error);',
+    tests: 'test/server.test.ts',
+    pattern: '^9 the channels tell of the tasks of a pipelined request',
+  },
   {
     name: 'the end of a task is not told',
     file: 'background.ts',
