@@ -37,7 +37,8 @@ export class BackgroundTasks {
   #started = 0;
   #finished = 0;
   #closed: string | undefined; // why no task is accepted any more
-  #running: Promise<void> | undefined;
+  #running: Promise<void> | undefined; // what run() returns
+  #end: Promise<void> | undefined; // what #runInOrder() returns, which is called once
 
   constructor(options: BackgroundTasksOptions = {}) { this.#options = options; }
 
@@ -56,10 +57,13 @@ export class BackgroundTasks {
   }
 
   /** Runs the queue. Called again, by a task too, it returns the same promise. It never rejects: see `onTaskError`. */
-  run(): Promise<void> { return (this.#running ??= Promise.resolve().then(() => this.#runInOrder())); }
+  run(): Promise<void> { return (this.#running ??= Promise.resolve().then(() => (this.#end ??= this.#runInOrder()))); }
 
-  /** `run()`, at once, and then `finished`: two promises less take 0.1 µs less. @internal */
-  start(finished: () => void): void { this.#running = this.#running?.then(finished) ?? this.#runInOrder(finished); }
+  /**
+   * Runs the queue, for a server that adds no more: the first task before this returns. Without the promise of `run()`
+   * it takes 0.15 µs less. Calls `then` at the end, which must not throw. @internal
+   */
+  start(then: () => void): void { void (this.#running?.then(then) ?? (this.#end = this.#runInOrder(then))); }
 
   /** The tasks that are running or have not started. */
   get unfinished(): readonly TaskInfo[] { return this.#tasks.slice(this.#finished).map((task) => this.#info(task)); }
@@ -72,8 +76,7 @@ export class BackgroundTasks {
     return dropped;
   }
 
-  async #runInOrder(finished?: () => void): Promise<void> {
-    if (this.#started > 0) return this.#running; // a task that start() runs has called run()
+  async #runInOrder(then?: () => void): Promise<void> {
     while (this.#started < this.#tasks.length) { // 2: what a task adds is met at the end
       if (performance.now() >= sliceEnd) await nextSlice();
       if (this.#closed) break;
@@ -87,7 +90,7 @@ export class BackgroundTasks {
       this.#finished += 1;
     }
     this.#closed ??= 'have finished';
-    finished?.();
+    then?.();
   }
 
   async #fail(task: Task, error: unknown, info = this.#info(task)): Promise<void> {
@@ -125,7 +128,7 @@ const nextSlice = (): Promise<void> => (turn = turn.then(() => (performance.now(
 const waiting = new WeakMap<IncomingMessage['socket'], (() => void)[]>();
 const sent: (() => void)[] = [];
 
-/** 7.2, 7.14: one listener for all responses of a connection. In a function of its own, it holds none of them. */
+/** 7.2, 7.14: one listener for all responses of a connection. Out here, it closes over none of them. */
 const watch = (socket: IncomingMessage['socket'], open: (() => void)[] = []): (() => void)[] =>
   waiting.set(socket.on('close', () => [...open].forEach((gone) => gone())), open).get(socket)!;
 
@@ -136,7 +139,10 @@ const watch = (socket: IncomingMessage['socket'], open: (() => void)[] = []): ((
  */
 export const responseDone = (res: ServerResponse): Promise<void> => new Promise((resolve) => whenDone(res, resolve));
 
-/** Calls `then` when `res` is out, in any async context: without a promise, 0.1 µs sooner. @internal */
+/**
+ * Calls `then`, once, when `res` is out: without the promise of {@link responseDone}, in 0.1 µs less. The async context
+ * may be that of another request. `then` must not throw: that would lose the others of its turn. @internal
+ */
 export function whenDone(res: ServerResponse, then: () => void): void {
   const open = waiting.get(res.req.socket) ?? watch(res.req.socket);
   const done = (): void => {

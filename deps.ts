@@ -80,10 +80,11 @@ export interface Parameter {
  */
 export const query = parameter('query', (name, only = `?${encodeURIComponent(name)}=`) => (scope) => {
   const { url = '' } = scope.request;
-  const text = url.startsWith(only, scope.queryAt) ? url.slice(scope.queryAt + only.length) : '&';
+  const at = url.indexOf('?');
+  const text = url.startsWith(only, at) ? url.slice(at + only.length) : '&';
   if (!text.includes('&') && !text.includes('+')) // one parameter, as most URLs have it: 0.1 µs, not 0.3
     try { return decodeURIComponent(text); } catch { /* it is not UTF-8 */ }
-  return (scope.query ??= new URLSearchParams(url.slice(scope.queryAt >>> 0))).getAll(name).at(-1);
+  return (scope.query ??= new URLSearchParams(url.slice(at >>> 0))).getAll(name).at(-1);
 });
 /** A request header, in the forms of {@link query}. */
 export const header = parameter('header', (name, lower = name.toLowerCase()) => ({ request: { rawHeaders } }) =>
@@ -234,7 +235,6 @@ export class Scope {
   readonly tasks: BackgroundTasks;
   readonly app: Shared;
   place = 0; // in its app's list
-  queryAt = -1; // the place of the question mark in the URL
   segments: string[] = [];
   route!: { inputs: Inputs; handler: (values: object) => unknown; parameters: ReadonlyMap<string, number> };
   body: Promise<unknown> | undefined;

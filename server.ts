@@ -5,7 +5,8 @@ import http, { type IncomingMessage, type OutgoingHttpHeaders, type ServerRespon
 import net, { type AddressInfo, type Socket } from 'node:net';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { BackgroundTasks, isThenable, report, whenDone, type BackgroundTasksOptions } from './background.ts';
+import { BackgroundTasks, isThenable, report, responseDone, whenDone,
+  type BackgroundTasksOptions } from './background.ts';
 import { HTTPError, inputsOf, Scope, segmentsOf, type Dependencies, type Dependency, type Values } from './deps.ts';
 
 export { BackgroundTasks, responseDone, type BackgroundTasksOptions, type TaskInfo } from './background.ts';
@@ -96,7 +97,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   if (wrong) throw new RangeError(`Expected ${wrong[0]} to be from 0 to 2 ** 31 - 1, got ${wrong[1]}.`);
   const tree = routeTree(routes);
   const shared = { bodyLimit, overrides: new Set<readonly [Dependency, Dependency]>() };
-  const scopes: Scope[] = []; // of the requests that are not finished; no Set: see responseDone
+  const scopes: Scope[] = []; // of the requests that are not finished; no Set: see whenDone
   const connections = new Map<Socket, { responses: number }>();
   const whenIdle: (() => void)[] = [];
   let server: http.Server | undefined;
@@ -110,23 +111,27 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
       const answer = scope.answer(scope.route = find(scope, tree));
       if (isThenable(answer)) return void respond(scope, res, answer);
       send(res, answer);
-      whenDone(res, () => runTasks(scope, () => leave(scope)));
+      runTasks(scope, res, () => leave(scope));
     } catch (error) { void respond(scope, res, Promise.reject(error)); }
   }
 
   /** The rest of {@link serve}, where the answer has to be waited for, or is an error. */
   async function respond(scope: Scope, res: ServerResponse, answer: PromiseLike<unknown>): Promise<void> {
     try { send(res, await answer); } catch (error) { refuse(res, (await scope.unwindAfter(error)).left); }
-    await new Promise<void>((resolve) => whenDone(res, () => runTasks(scope, resolve)));
-    if (scope.cleanUps.length > 0) await scope.unwind(options);
+    await new Promise<void>((resolve) => runTasks(scope, res, resolve));
+    if (scope.cleanUps.length > 0) await scope.unwind({ onTaskError });
     leave(scope);
   }
 
-  function runTasks({ request, tasks }: Scope, finished: () => void): void {
-    const connection = connections.get(request.socket); // none once it has closed
-    if (connection && (connection.responses -= 1) === 0 && closing) request.socket.destroySoon();
-    if (request.readableDidRead) request.resume(); // 7.17
-    tasks.start(finished);
+  /** Once the response is out: its connection is free, and the tasks run. Calls `then` at their end. */
+  function runTasks({ request, tasks }: Scope, res: ServerResponse, then: () => void): void {
+    if (!res.writableEnded || res.writableLength > 0) limitStall(res);
+    whenDone(res, () => {
+      const connection = connections.get(request.socket); // none once it has closed
+      if (connection && (connection.responses -= 1) === 0 && closing) request.socket.destroySoon();
+      if (request.readableDidRead) request.resume(); // 7.17
+      tasks.start(then);
+    });
   }
 
   function leave(scope: Scope): void {
@@ -139,7 +144,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
    * 7.10: what a client sends keeps the socket's timer from firing, so it is not read while a response waits for it.
    * A request that is still arriving is: its handler may need it, and Node limits its time.
    */
-  function watch(res: ServerResponse): void {
+  function limitStall(res: ServerResponse): void {
     const { req: { socket } } = res.setTimeout(stallTimeoutMs, () => socket.writableLength > 0 && socket.destroy());
     res.prependListener('finish', () => socket.setTimeout(0)); // before Node's own, which sets that of what comes next
     const look = (): Socket => (res.req.complete && socket.writableLength > 0 ? socket.pause() : socket.resume());
@@ -147,10 +152,11 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     whenDone(res, () => { clearInterval(timer); socket.resume(); });
   }
 
-  function send(res: ServerResponse, value: unknown): void {
-    if (typeof (value as Response | null)?.headers?.getSetCookie !== 'function') return sendJson(res, 200, value);
-    const { status, headers, body, bodyUsed } = value as Response;
-    if (bodyUsed || body?.locked) throw new TypeError('Expected a Response whose body has not been read.');
+  /** Sends what a handler has returned; the body of a `Response` goes on in {@link pipe}. */
+  function send(res: ServerResponse, value: any): void {
+    if (value?.[Symbol.toStringTag] !== 'Response') return sendJson(res, 200, value); // not instanceof: other realms
+    const { status, headers, body, bodyUsed }: Response = value;
+    if (bodyUsed || (body && body.locked !== false)) throw new TypeError('Expected the body as an unread web stream.');
     const length = body || status === 204 || status === 304 ? {} : { 'content-length': 0 };
     writeHead(res, status, { ...length, ...Object.fromEntries(headers), 'set-cookie': headers.getSetCookie() });
     if (body && res.req.method !== 'HEAD') return void pipe(body, res);
@@ -164,7 +170,6 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     const headers = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) };
     writeHead(res, status, more ? { ...headers, ...more, 'content-length': headers['content-length'] } : headers);
     res.end(text);
-    if (res.writableLength > 0) watch(res);
   }
 
   function writeHead(res: ServerResponse, status: number, headers: OutgoingHttpHeaders): void {
@@ -181,22 +186,21 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
       return sendJson(res, status, { detail }, headers);
     } catch (unexpected) {
       report(`${res.req.method} ${res.req.url} failed:`, unexpected);
-      return sendJson(res, 500, { detail: 'Internal Server Error' });
+      if (!res.headersSent) sendJson(res, 500, { detail: 'Internal Server Error' }); // a host may have answered
     }
   }
 
   async function pipe(stream: ReadableStream, res: ServerResponse): Promise<void> {
-    watch(res);
     const reader = stream.getReader();
     const over = new AbortController();
-    whenDone(res, () => { over.abort(); reader.cancel().catch(() => {}); }); // the client has left, or all is sent
+    responseDone(res).then(() => { over.abort(); return reader.cancel(); }).catch(() => {}); // gone, or all is sent
     try {
       for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read())
         if (!res.write(chunk.value)) await once(res, 'drain', over); // 7.15: it may never drain
       res.end();
     } catch (error) {
       if (!over.signal.aborted) report(`The response to ${res.req.method} ${res.req.url} broke off:`, error);
-      res.destroy();
+      if (res.socket) res.destroy(); else res.once('socket', (socket) => socket.destroy()); // 24 would not wait for it
     }
   }
 
@@ -254,9 +258,8 @@ function routeTree(routes: readonly Route[]): { root: Node; literals: ReadonlyMa
     let node = root;
     for (const segment of route.path.split('/').slice(1)) {
       const key = segment.startsWith(':') ? ':' : segment;
-      const child = node.children.get(key) ?? { children: new Map(), routes: new Map() };
-      node.children.set(key, child);
-      node = child;
+      if (!node.children.has(key)) node.children.set(key, { children: new Map(), routes: new Map() });
+      node = node.children.get(key)!;
     }
     if (node.routes.has(route.method)) throw new Error(`Expected one route for ${where}, got two.`);
     const missing = segmentsOf(route.inputs).find((name) => !route.parameters.has(name));
@@ -270,7 +273,7 @@ function routeTree(routes: readonly Route[]): { root: Node; literals: ReadonlyMa
 /** @throws HTTPError 400 for a path that is not percent-encoded UTF-8, 404, or 405 with the methods that there are. */
 function find(scope: Scope, { root, literals }: ReturnType<typeof routeTree>): Route {
   const { method = '', url = '' } = scope.request;
-  const path = url.slice(0, (scope.queryAt = url.indexOf('?')) >>> 0); // -1 >>> 0 is past any end
+  const path = url.slice(0, url.indexOf('?') >>> 0); // -1 >>> 0 is past any end
   const literal = literals.get(path)?.get(method);
   if (literal) return literal;
   try {

@@ -75,10 +75,10 @@ test('2 a task that start() runs may call run(): that starts nothing, and resolv
   await queue([() => {}]).run(); // so that the next queue need not wait for a turn of the event loop
   const log: string[] = [];
   const [second, held] = [gate(), gate()];
-  let again: Promise<unknown> | undefined;
+  const runs: Promise<void>[] = [];
   const tasks = queue([
-    () => { log.push('first'); again = tasks.run().then(() => log.push('run() resolves')); },
-    async () => { log.push('second'); second.open(); await held; },
+    () => { log.push('first'); runs.push(tasks.run()); void tasks.run().then(() => log.push('run() resolves')); },
+    async () => { log.push('second'); second.open(); await held; runs.push(tasks.run()); },
     () => log.push('third'),
   ]);
   const running = new Promise<void>((resolve) => tasks.start(resolve));
@@ -86,8 +86,18 @@ test('2 a task that start() runs may call run(): that starts nothing, and resolv
   await otherQueues();
   assert.deepEqual(log, ['first', 'second']);
   held.open();
-  await Promise.all([running, again]);
+  await Promise.all([running, ...runs]);
   assert.deepEqual(log, ['first', 'second', 'third', 'run() resolves']);
+  assert.deepEqual(new Set(runs), new Set([tasks.run()]), 'always the same promise');
+});
+
+test('2 start() after run() waits for its end, and run() is the same promise before and after it', async () => {
+  const log: string[] = [];
+  const tasks = queue([() => log.push('first'), async () => log.push('second')]);
+  const running = tasks.run();
+  await new Promise<void>((resolve) => tasks.start(resolve));
+  assert.deepEqual(log, ['first', 'second']);
+  assert.equal(tasks.run(), running);
 });
 
 for (const [kind, wrap] of Object.entries<(held: Promise<void>) => unknown>({

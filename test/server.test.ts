@@ -5,6 +5,7 @@ import { channel } from 'node:diagnostics_channel';
 import { EventEmitter, once } from 'node:events';
 import http, { type IncomingHttpHeaders, type RequestListener } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
+import { Readable } from 'node:stream';
 import { afterEach, test as nodeTest, type TestContext } from 'node:test';
 import { format } from 'node:util';
 import { Worker } from 'node:worker_threads';
@@ -268,6 +269,7 @@ for (const [kind, response] of Object.entries(bodies)) {
 for (const [kind, response] of Object.entries<(log: Journal) => unknown>({
   'of a JSON value': () => TOO_MUCH,
   'of a stream without end': (log) => new Response(source(() => 'x'.repeat(MiB), () => log.write('cancelled'))),
+  'of a head without a body': () => new Response(null, { status: 204, headers: { 'x-large': TOO_MUCH } }),
 })) {
   for (const [place, targets] of [['', ['/']], [', pipelined behind another response,', ['/small', '/']]] as const) {
     test(`1 a reader ${kind}${place} that takes nothing for stallTimeoutMs counts as gone (fact 7.10)`, async (t) => {
@@ -677,6 +679,27 @@ for (const [kind, error] of Object.entries(broken)) {
   });
 }
 
+test('4 a stream that breaks behind another response ends the connection, and does not discard the queue', async (t) => {
+  const lines = stderr(t);
+  const log = new Journal();
+  const held = gate();
+  await using server = await serve([
+    get('/first', () => held),
+    get('/second', { tasks: backgroundTasks }, ({ tasks }) => {
+      tasks.addTask(log.write, 'task');
+      return new Response(firstAndThen(() => { setImmediate(() => log.write('broken')); throw new Error('broken'); }));
+    }),
+  ]);
+  using client = await rawClient(server.port);
+  client.send(...GET('/first'), ...GET('/second'));
+  await log.until('broken');
+  held.open();
+  await client.closed;
+  await log.until('task');
+  await server.app.idle();
+  assert.match(lines.join('\n'), /^The response to GET \/second broke off: Error: broken\n/);
+});
+
 const leaving: Record<string, (socket: Socket) => unknown> = {
   'closes the connection': (socket) => socket.destroy(),
   'resets it': (socket) => socket.resetAndDestroy(),
@@ -941,6 +964,23 @@ test('8 the clean-ups of a pipelined request run in its own context (fact 7.9)',
   await client.until('HTTP/1.1 200', 2);
   await app.idle();
   assert.deepEqual(log.entries.slice(1).sort(), ['cleaned up in /first', 'cleaned up in /second']);
+});
+
+test('8 the source of a stream is cancelled in the context of its request', async () => {
+  const log = new Journal();
+  const storage = new AsyncLocalStorage<string>();
+  const app = createApp([get('/:name', () =>
+    new Response(firstAndThen(() => gate<string>(), () => log.write(`cancelled in ${storage.getStore()}`))))]);
+  await using server = await foreign((req, res) => storage.run(String(req.url), () => app.listener(req, res)));
+  const clients = await Promise.all(['/first', '/second'].map(async (url) => {
+    const client = await rawClient(server.port);
+    client.send(...GET(url));
+    await client.until('first');
+    return client;
+  }));
+  for (const { socket } of clients) socket.destroy();
+  await app.idle();
+  assert.deepEqual(log.entries.toSorted(), ['cancelled in /first', 'cancelled in /second']);
 });
 
 test('9 the channels tell of the tasks of a pipelined request in its own context', async (t) => {
@@ -1293,13 +1333,28 @@ test('a handler returns a Response of any status, with its headers, each set-coo
 test('a Response of another realm, or of a package, is sent as one; data that resembles it is data', async () => {
   const { status, headers, body, bodyUsed } = Response.json({ made: 'elsewhere' }, { status: 201 });
   await using server = await serve([
-    get('/response', () => ({ status, headers, body, bodyUsed })),
-    get('/data', () => ({ status: 404, headers: { getSetCookie: 'none' } })),
+    get('/response', () => ({ status, headers, body, bodyUsed, [Symbol.toStringTag]: 'Response' })),
+    get('/data', () => ({ status: 404, headers: new Headers(), body: null, bodyUsed: false })),
   ]);
   const sent = await ask(`${server.url}/response`);
   assert.deepEqual([sent.status, sent.body], [201, '{"made":"elsewhere"}']);
   const data = await ask(`${server.url}/data`);
-  assert.deepEqual([data.status, data.body], [200, '{"status":404,"headers":{"getSetCookie":"none"}}']);
+  assert.deepEqual([data.status, data.body], [200, '{"status":404,"headers":{},"body":null,"bodyUsed":false}']);
+});
+
+test('a response that the host has ended stays as it is; the error is reported, and nothing is pending', async (t) => {
+  const lines = stderr(t);
+  const app = createApp([get('/', () => 'ours'), get('/missing', () => { throw new HTTPError(404); })]);
+  await using server = await foreign((req, res) => {
+    res.writeHead(503).end('busy');
+    app.listener(req, res);
+  });
+  for (const path of ['/', '/missing']) {
+    const { status, body } = await ask(`${server.url}${path}`);
+    assert.deepEqual([status, body], [503, 'busy']);
+  }
+  await app.idle();
+  assert.deepEqual(lines.map((line) => line.split(':')[0]), ['GET / failed', 'GET /missing failed']);
 });
 
 test('a Response without a body, or with an empty one, leaves the connection open', async () => {
@@ -1341,6 +1396,9 @@ for (const [kind, make] of Object.entries<() => unknown>({
   'a toJSON that throws': () => ({ toJSON() { throw new Error('secret'); } }),
   'a Response that was read': () => read,
   'a Response that was read in part': () => partly,
+  "a Response whose body is a stream of Node's": () => Object.defineProperty(new Response(), 'body', {
+    value: Readable.from(['x']),
+  }),
   'a Response whose body is locked': () => { const held = new Response('x'); held.body?.getReader(); return held; },
   'Response.error()': () => Response.error(),
   'a Response with a header that Node refuses': () => new Response('x', { headers: { 'x-secret': '\x01' } }),

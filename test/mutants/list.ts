@@ -30,8 +30,8 @@ const handled = (change: string): string => `(async () => {
         ${change}
         return value;
       })()`;
-const RUN = 'tasks.start(finished);';
-const THEN_RUN = 'await new Promise<void>((resolve) => whenDone(res, () => runTasks(scope, resolve)));';
+const RUN = 'tasks.start(then);';
+const WAIT_FOR_TASKS = 'await new Promise<void>((resolve) => runTasks(scope, res, resolve));';
 const CALL = 'task.scope.runInAsyncScope(task.fn, undefined, ...task.args)';
 const WAIT = 'if (isThenable(result)) await task.scope.runInAsyncScope(Promise.resolve, Promise, result);';
 const FAIL = 'await task.scope.runInAsyncScope(this.#fail, this, task, error);';
@@ -127,8 +127,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'parallel: all tasks start at once, the last one first',
     file: 'background.ts',
-    from: 'this.#running?.then(finished) ?? this.#runInOrder(finished)',
-    to: `this.#running?.then(finished) ?? (async () => {
+    from: 'this.#end = this.#runInOrder(then)',
+    to: `this.#end = (async () => {
     const started = new Set<Task>();
     for (;;) {
       const more = this.#tasks.filter((task) => !started.has(task)).reverse();
@@ -139,7 +139,7 @@ export const mutants: readonly Mutant[] = [
       }));
     }
     this.#closed = 'have finished';
-    finished();
+    then();
   })()`,
     fails: ids(`
       2.1.1 2.1.2 2.1.3 2.2.1 2.3.1 2.5.1 2.6.1 3.2.1 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3
@@ -229,7 +229,7 @@ export const mutants: readonly Mutant[] = [
     from: RUN,
     to: `const line = Promise.resolve(Reflect.get(globalThis, 'line')).then(() => tasks.run());
     Reflect.set(globalThis, 'line', line);
-    void line.then(finished);`,
+    void line.then(then);`,
     fails: ['2.2.1', '2.4.1', '2.4.2', '2.6.1', '4.4.3', '4.4.4', '4.4.5', '5.1.1', '5.1.2', '7.1.4'],
   },
   {
@@ -256,7 +256,7 @@ export const mutants: readonly Mutant[] = [
       running(1);
       await tasks.run();
       running(-1);
-      finished();
+      then();
     })();`,
     fails: ['5.1.2'],
   },
@@ -480,8 +480,8 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'a source that breaks holds the response, and its tasks, for ever',
     file: 'server.ts',
-    from: 'res.destroy();\n',
-    to: '\n',
+    from: 'if (res.socket) res.destroy();',
+    to: 'if (res.socket) void res;',
     fails: ['4.5.1'],
   },
 
@@ -672,17 +672,17 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'cleans up first: a dependency cleans up before the tasks (fastapi 0.106)',
     file: 'server.ts',
-    from: THEN_RUN,
+    from: WAIT_FOR_TASKS,
     to: `await new Promise<void>((resolve) => whenDone(res, resolve));
-    await scope.unwind(options);
-    await new Promise<void>((resolve) => runTasks(scope, resolve));`,
+    await scope.unwind({ onTaskError });
+    await new Promise<void>((resolve) => runTasks(scope, res, resolve));`,
     fails: ['10.4.1', '10.5.1'],
   },
   {
     name: 'cleans up before the response',
     file: 'server.ts',
     from: HANDLE,
-    to: handled('await scope.unwind(options);'),
+    to: handled('await scope.unwind({ onTaskError });'),
     fails: ['10.4.1', '10.5.1'],
   },
   {
@@ -790,9 +790,25 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^1 whenDone calls once',
   },
   {
+    name: 'the reader of a response that is no stream may take nothing for ever',
+    file: 'server.ts',
+    from: 'if (!res.writableEnded || res.writableLength > 0) limitStall(res);',
+    to: 'if (!res.writableEnded) limitStall(res);',
+    tests: 'test/server.test.ts',
+    pattern: '^1 a reader of a head without a body that takes nothing for stallTimeoutMs',
+  },
+  {
+    name: 'the error of a response that the host has ended is lost, and the request stays pending',
+    file: 'server.ts',
+    from: 'if (!res.headersSent) sendJson',
+    to: 'sendJson',
+    tests: 'test/server.test.ts',
+    pattern: '^a response that the host has ended',
+  },
+  {
     name: 'a Response of another realm is sent as JSON',
     file: 'server.ts',
-    from: "typeof (value as Response | null)?.headers?.getSetCookie !== 'function'",
+    from: "value?.[Symbol.toStringTag] !== 'Response'",
     to: '!(value instanceof Response)',
     tests: 'test/server.test.ts',
     pattern: '^a Response of another realm',
@@ -825,24 +841,24 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a task that calls run() starts the queue again',
     file: 'background.ts',
-    from: 'if (this.#started > 0) return this.#running;',
-    to: '',
+    from: '(this.#end ??= this.#runInOrder())',
+    to: 'this.#runInOrder()',
     tests: 'test/background.test.ts',
     pattern: '^2 a task that start\\(\\) runs may call run',
   },
   {
     name: 'run() starts a task before it returns',
     file: 'background.ts',
-    from: 'Promise.resolve().then(() => this.#runInOrder())',
-    to: 'this.#runInOrder()',
+    from: 'Promise.resolve().then(() => (this.#end ??= this.#runInOrder()))',
+    to: '(this.#end ??= this.#runInOrder())',
     tests: 'test/background.test.ts',
     pattern: '^2 run\\(\\) starts no task before it returns',
   },
   {
     name: 'run() twice runs the tasks twice',
     file: 'background.ts',
-    from: '(this.#running ??= Promise.resolve().then(() => this.#runInOrder()))',
-    to: '(this.#running = Promise.resolve().then(() => { this.#started = 0; return this.#runInOrder(); }))',
+    from: '(this.#running ??= Promise.resolve().then(() => (this.#end ??= this.#runInOrder())))',
+    to: 'Promise.resolve().then(() => { this.#started = 0; return this.#runInOrder(); })',
     tests: 'test/background.test.ts',
     pattern: '^2 run\\(\\) twice',
   },
@@ -1053,15 +1069,23 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^8 a lazy thenable',
   },
   {
+    name: 'the source of a stream is cancelled in the context of another request',
+    file: 'server.ts',
+    from: 'responseDone(res).then(() => { over.abort(); return reader.cancel(); }).catch(() => {});',
+    to: 'whenDone(res, () => { over.abort(); reader.cancel().catch(() => {}); });',
+    tests: 'test/server.test.ts',
+    pattern: '^8 the source of a stream is cancelled',
+  },
+  {
     name: 'a clean-up runs in the context of another request',
     file: 'server.ts',
-    from: `${THEN_RUN}
-    if (scope.cleanUps.length > 0) await scope.unwind(options);
+    from: `${WAIT_FOR_TASKS}
+    if (scope.cleanUps.length > 0) await scope.unwind({ onTaskError });
     leave(scope);`,
-    to: `whenDone(res, () => runTasks(scope, async () => {
-      if (scope.cleanUps.length > 0) await scope.unwind(options);
+    to: `runTasks(scope, res, async () => {
+      if (scope.cleanUps.length > 0) await scope.unwind({ onTaskError });
       leave(scope);
-    }));`,
+    });`,
     tests: 'test/server.test.ts',
     pattern: '^8 the clean-ups of a pipelined request',
   },
