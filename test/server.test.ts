@@ -1344,16 +1344,18 @@ test('a Response of another realm, or of a package, is sent as one; data that re
 
 test('a response that the host has ended stays as it is; the error is reported, and nothing is pending', async (t) => {
   const lines = stderr(t);
-  const app = createApp([get('/', () => 'ours'), get('/missing', () => { throw new HTTPError(404); })]);
+  const app = createApp([
+    get('/', () => 'ours'), get('/missing', () => { throw new HTTPError(404); }), get('/pending', () => app.pending),
+  ]);
   await using server = await foreign((req, res) => {
-    res.writeHead(503).end('busy');
+    if (req.url !== '/pending') res.writeHead(503).end('busy');
     app.listener(req, res);
   });
   for (const path of ['/', '/missing']) {
     const { status, body } = await ask(`${server.url}${path}`);
     assert.deepEqual([status, body], [503, 'busy']);
   }
-  await app.idle();
+  assert.equal((await ask(`${server.url}/pending`)).body, '1', 'itself');
   assert.deepEqual(lines.map((line) => line.split(':')[0]), ['GET / failed', 'GET /missing failed']);
 });
 
