@@ -222,7 +222,7 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   claim(listeners <= 10, 'no event of a socket has more than ten listeners', `${listeners} at most`);
   const heap = end.heap / early.heap;
   const most = size(1.25, 1.1);
-  claim(heap <= most, `the heap after collection is at most ${most} × that of the first quarter, which was under attack`,
+  claim(heap <= most, `the heap after collection is at most ${most} × that of the first quarter, also under attack`,
     `${megabytes(early.heap)}, ${megabytes(end.heap)} (${heap.toFixed(3)}); RSS ${megabytes(early.rss)}, ${
       megabytes(end.rss)}`);
   server.kill('SIGTERM');
