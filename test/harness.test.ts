@@ -726,7 +726,51 @@ describe('after its end, the suite holds nothing open', { concurrency: true }, (
   });
 });
 
+describe('a call that fails ahead', { concurrency: true }, () => {
+  const asked: Step[] = [
+    { send: { connection: 'pipelined', checkpoints: ['handler'] } },
+    { send: { connection: 'pipelined', as: 'b', checkpoints: ['handler'] } },
+    { arrive: ['handler'] }, { fail: { name: 'b:handler', ahead: true } }, { alive: true },
+  ];
+  const each = caseOf(...asked, { release: 'handler' }, { arrive: ['b:handler'] }, { end: [] });
+  const breaks: Run = async (plan, response, socket) => {
+    try { await good(plan, response, socket); } catch { socket.destroy(); }
+  };
+
+  test('fails while the one before is held, and neither response is looked at any more', async () => {
+    assert.equal((await verdictOf({ run: breaks }, each)).status, 'pass');
+  });
+
+  test('fails when it comes, of a target that serves one request of a connection after another', async () => {
+    let before: unknown;
+    const run: Run = (...args) => (before = Promise.resolve(before).then(() => breaks(...args)));
+    assert.equal((await verdictOf({ run }, each)).status, 'pass');
+  });
+
+  test('has to come', () => {
+    let served = 0;
+    const run: Run = (...args) => (served++ === 0 ? breaks(...args) : undefined);
+    return failsWith('the call of b:handler did not come within 1000 ms', { run }, each, SHORT);
+  });
+});
+
 describe('the callback server', () => {
+  test('answers a call ahead of it, also one that it holds by then', async () => {
+    const harness = await startHarness();
+    const callbacks = harness.plan();
+    const plan = { callback: callbacks.url } as Plan;
+    try {
+      callbacks.answerAhead('h1', 500);
+      await assert.rejects(call(plan, 'h1'), ({ message }: Error) => message === callbacks.failures.get('h1'));
+      const held = call(plan, 'h2');
+      await callbacks.until(() => callbacks.held.includes('h2'));
+      callbacks.answerAhead('h2', 200);
+      await held;
+    } finally {
+      harness.close();
+    }
+  });
+
   test('holds the first call where a second one of the same name comes, and answers the second', async () => {
     const harness = await startHarness();
     const callbacks = harness.plan();

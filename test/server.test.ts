@@ -679,7 +679,7 @@ for (const [kind, error] of Object.entries(broken)) {
   });
 }
 
-test('4 a stream that breaks behind another response ends its connection, not the the queue', async (t) => {
+test('4 a stream that breaks behind another response ends its connection, not the queue', async (t) => {
   const lines = stderr(t);
   const log = new Journal();
   const held = gate();

@@ -45,7 +45,7 @@ export type Step =
   | { readonly arrive: Names }
   | { readonly absent: Names }
   | { readonly release: string }
-  | { readonly fail: { readonly name: string; readonly status?: number } }
+  | { readonly fail: { readonly name: string; readonly status?: number; readonly ahead?: true } }
   | { readonly alive: true }
   | { readonly connect: true }
   | { readonly disconnect: { readonly of?: string; readonly how?: 'close' | 'reset' } }

@@ -37,6 +37,7 @@ export class Callbacks {
   /** Calls that are none, because they are no POST to a name. */
   readonly refused: string[] = [];
   readonly #held = new Map<string, ServerResponse>();
+  readonly #ahead = new Map<string, number>();
   readonly #waiting = new Set<() => void>();
   #ended = false;
 
@@ -64,6 +65,12 @@ export class Callbacks {
     reply(response, status, text);
   }
 
+  /** Answers a call that may not have come, as soon as it does. */
+  answerAhead(name: string, status: number): void {
+    if (this.#held.has(name)) this.answer(name, status);
+    else this.#ahead.set(name, status);
+  }
+
   /** Answers what is held, and whatever still comes, so that nothing of this plan outlives its case. */
   end(): void {
     this.#ended = true;
@@ -74,8 +81,10 @@ export class Callbacks {
   receive(name: string, response: ServerResponse): void {
     const again = this.arrived.includes(name);
     this.arrived.push(name);
+    const ahead = this.#ahead.get(name);
     if (this.#ended || again) reply(response, 200);
     else this.#held.set(name, response);
+    if (ahead !== undefined && this.#held.has(name)) this.answer(name, ahead);
     for (const look of this.#waiting) look();
   }
 

@@ -171,6 +171,8 @@ interface Sent {
   readonly method: Method;
   readonly callbacks: Callbacks;
   readonly exchange: Exchange;
+  /** It shares the connection of the requests in raw bytes. */
+  readonly isRaw: boolean;
   /** False once a step had the client leave, or made the handler throw: its response may then be any. */
   undisturbed: boolean;
 }
@@ -262,8 +264,8 @@ class Play {
     if ('response' in step) return this.#response(step.response);
     if ('arrive' in step) return this.#arrive(step.arrive);
     if ('absent' in step) return this.#absent(step.absent);
-    if ('release' in step) return this.#answer(step.release, 200);
-    if ('fail' in step) return this.#answer(step.fail.name, step.fail.status ?? 500);
+    if ('release' in step) return this.#answer(step.release);
+    if ('fail' in step) return this.#fail(step.fail);
     if ('alive' in step) return this.#alive();
     if ('connect' in step) return this.#connect();
     if ('disconnect' in step) return this.#disconnect(step.disconnect);
@@ -279,15 +281,16 @@ class Play {
     const plan = planOf(form, callbacks.url);
     const { url } = this.#target;
     this.curl ||= curlLine(url, method, plan);
+    const isRaw = connection === 'pipelined' || connection === 'closing';
     let exchanged: Exchange;
-    if (connection === 'pipelined' || connection === 'closing') {
+    if (isRaw) {
       const last = connection === 'closing' || this.#raw !== undefined;
       this.#raw ??= new RawConnection(url);
       exchanged = this.#raw.send(plan, last);
     } else {
       exchanged = exchange(url, method, plan, connection === 'kept' ? this.#kept : undefined);
     }
-    this.#sent.set(as, { plan, method, callbacks, exchange: exchanged, undisturbed: true });
+    this.#sent.set(as, { plan, method, callbacks, exchange: exchanged, isRaw, undisturbed: true });
   }
 
   async #response({ of = 'a', status }: { of?: string; status?: number }): Promise<void> {
@@ -315,10 +318,22 @@ class Play {
     if (early) throw new Failure(`${early} has called already`);
   }
 
-  #answer(name: string, status: number): void {
+  #answer(name: string): void {
+    const { callbacks, id } = this.#find(name);
+    callbacks.answer(id, 200);
+  }
+
+  #fail({ name, status = 500, ahead = false }: { name: string; status?: number; ahead?: boolean }): void {
     const { sent, callbacks, id } = this.#find(name);
-    if (status !== 200 && CHECKPOINTS.includes(id)) sent.undisturbed = false;
-    callbacks.answer(id, status);
+    if (CHECKPOINTS.includes(id)) this.#disturb(sent);
+    if (ahead) callbacks.answerAhead(id, status);
+    else callbacks.answer(id, status);
+  }
+
+  /** Its response may be any from now on; and that of another request of its connection, where that closes. */
+  #disturb(sent: Sent): void {
+    sent.undisturbed = false;
+    if (sent.isRaw) for (const other of this.#sent.values()) if (other.isRaw) other.undisturbed = false;
   }
 
   async #alive(): Promise<void> {
@@ -337,13 +352,13 @@ class Play {
 
   async #disconnect({ of = 'a', how = 'close' }: { of?: string; how?: 'close' | 'reset' }): Promise<void> {
     const sent = this.#of(of);
-    sent.undisturbed = false;
+    this.#disturb(sent);
     sent.exchange.leave(how);
     await this.#fence(); // so that the target has had occasion to notice
   }
 
   async #end(names: Names): Promise<void> {
-    for (const name of this.#held()) if (this.#expected.has(name)) this.#answer(name, 200);
+    for (const name of this.#held()) if (this.#expected.has(name)) this.#answer(name);
     for (const name of this.#declared(names)) {
       this.#expected.add(name);
       const { callbacks, id } = this.#find(name);
@@ -354,7 +369,7 @@ class Play {
       const other = early();
       const state = isThere() ? 'is still running' : 'has not called yet';
       if (other) throw new Failure(`${other} has called, and ${name}, which comes before it, ${state}`);
-      this.#answer(name, 200);
+      this.#answer(name);
     }
     await this.#fence();
     const more = [...this.#sent].flatMap(([as, { callbacks }]) => callbacks.arrived.map((id) => label(as, id)))

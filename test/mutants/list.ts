@@ -475,7 +475,7 @@ export const mutants: readonly Mutant[] = [
     to: `ReadableStream.from((async function* () {
       try { yield* pieces(plan); } catch (error) { tasks.discard('broken'); throw error; }
     })())`,
-    fails: ['4.5.1'],
+    fails: ['4.5.1', '4.5.2'],
   },
   {
     name: 'a source that breaks holds the response, and its tasks, for ever',
@@ -483,6 +483,13 @@ export const mutants: readonly Mutant[] = [
     from: 'if (res.socket) res.destroy();',
     to: 'if (res.socket) void res;',
     fails: ['4.5.1'],
+  },
+  {
+    name: 'a source that breaks behind another response holds its tasks for ever',
+    file: 'server.ts',
+    from: "if (res.socket) res.destroy(); else res.once('socket', (socket) => socket.destroy());",
+    to: 'if (res.socket) res.destroy();',
+    fails: ['4.5.2'],
   },
 
   // 5: the connection is free
@@ -720,7 +727,7 @@ export const mutants: readonly Mutant[] = [
     file: 'fixtures/conformance/reference.ts',
     from: "brokenStream: 'run'",
     to: "brokenStream: 'drop'",
-    fails: ['4.5.1'],
+    fails: ['4.5.1', '4.5.2'],
   },
   {
     name: "cleanUp is declared 'before', and comes after the tasks",
