@@ -153,6 +153,12 @@ describe('a case is not sound', () => {
     ['that lets a task fail after its release',
       [{ send: { handler: ['h1'] } }, { arrive: ['h1'] }, { release: 'h1' }, { fail: { name: 'h1' } }, { end: [] }],
       'fail: h1 is not held'],
+    ['that lets a call fail ahead that is held',
+      [{ send: { handler: ['h1'] } }, { arrive: ['h1'] }, { fail: { name: 'h1', ahead: true } }, { arrive: ['h1'] }],
+      'fail: h1 is held: it need not fail ahead'],
+    ['that lets a call fail ahead, and does not wait for it',
+      [{ send: { handler: ['h1'] } }, { fail: { name: 'h1', ahead: true } }, { end: [] }],
+      'h1 fails ahead, and is not to arrive'],
     ['that looks for a report of what has not failed',
       [{ send: { handler: ['h1'] } }, { arrive: ['h1'] }, { stderr: ['h1'] }, { end: [] }],
       'stderr: h1 has not failed', { tag: 'process' }],
@@ -201,6 +207,7 @@ describe('a case is not sound', () => {
 function flaws({ steps, needs, tag, dialect }: Case): string[] {
   const found: string[] = [];
   const [known, labels, held, failed] = [new Set<string>(), new Set<string>(), new Set<string>(), new Set<string>()];
+  const ahead = new Set<string>();
   const uses = new Set<string>();
   const verbs = new Set<string>();
   for (const step of steps) {
@@ -231,14 +238,19 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
       expect(`${values}` === `${got}`, `expected lists for ${values}, got ${got}`);
     }
     for (const name of namesIn(step)) expect(known.has(name), `${name} is not in a plan before`);
-    if ('arrive' in step) for (const name of namesIn(step)) held.add(name);
+    if ('arrive' in step) for (const name of namesIn(step)) if (!ahead.delete(name)) held.add(name);
     if ('release' in step) expect(held.delete(step.release), `${step.release} is not held`);
     if ('fail' in step) {
-      expect(held.delete(step.fail.name), `${step.fail.name} is not held`);
-      failed.add(step.fail.name);
+      const { name } = step.fail;
+      const isHeld = held.delete(name);
+      if (step.fail.ahead) expect(!isHeld, `${name} is held: it need not fail ahead`);
+      else expect(isHeld, `${name} is not held`);
+      if (step.fail.ahead) ahead.add(name);
+      failed.add(name);
     }
     if ('stderr' in step) for (const name of step.stderr) expect(failed.has(name), `${name} has not failed`);
   }
+  for (const name of ahead) found.push(`${name} fails ahead, and is not to arrive`);
   // After a failure the rest of the world is another clause's subject.
   const says = ['end', 'exited'].some((verb) => verbs.has(verb)) || failed.size > 0;
   if (!says) found.push('expected an end, an exited, or a failed task');
