@@ -61,6 +61,7 @@ class FakeResponse extends EventEmitter {
   headersSent = false;
   writableEnded = false;
   writableFinished = false;
+  readonly closed = false;
   readonly destroyed = false;
   constructor(req: unknown, socket: FakeSocket) {
     super();
