@@ -73,8 +73,8 @@ export const mutants: readonly Mutant[] = [
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
       2.4.2 2.5.1 2.5.2 2.6.1 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1
-      4.4.3 4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.1.4 7.2.1 7.3.1 7.3.2 7.4.1 7.4.2
-      7.5.1 10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.3.2`),
+      4.4.3 4.4.4 4.4.5 4.5.1 4.5.2 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.1.4 7.2.1 7.3.1 7.3.2 7.4.1
+      7.4.2 7.5.1 10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.3.2`),
   },
   {
     name: 'leaks the error: a 201, or a stream, waits for the tasks, and is 500 if one of them fails',
@@ -89,7 +89,7 @@ export const mutants: readonly Mutant[] = [
     }
     ${BODY}`,
     fails: ids(`
-      1.2.1 1.3.3 3.1.1 3.1.2 3.1.3 3.1.4 4.1.1 4.4.3 4.5.1`),
+      1.2.1 1.3.3 3.1.1 3.1.2 3.1.3 3.1.4 4.1.1 4.4.3 4.5.1 4.5.2`),
   },
   {
     name: 'a response of 1 MiB waits for the tasks',
@@ -162,8 +162,8 @@ export const mutants: readonly Mutant[] = [
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
       2.4.2 2.5.1 2.5.2 2.6.1 3.1.3 3.2.1 3.2.2 3.2.3 4.1.1 4.1.2 4.1.3 4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3
-      4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.1.4 7.2.1 7.3.1 7.3.2 7.4.1 7.4.2 10.1.1
-      10.1.2 10.1.3 10.2.1 10.3.1 10.3.2 10.4.1`),
+      4.4.4 4.4.5 4.5.1 4.5.2 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3 7.1.4 7.2.1 7.3.1 7.3.2 7.4.1 7.4.2
+      10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.3.2 10.4.1`),
   },
   {
     name: 'a task that has failed is tried again',
@@ -181,8 +181,8 @@ export const mutants: readonly Mutant[] = [
     fails: ids(`
       1.1.1 1.1.2 1.2.1 1.3.1 1.3.2 1.3.3 1.3.4 1.3.5 1.4.1 1.4.2 2.1.1 2.1.2 2.1.3 2.2.1 2.2.2 2.3.1 2.3.2 2.4.1
       2.4.2 2.5.1 2.5.2 2.6.1 3.1.1 3.1.2 3.1.3 3.1.4 3.2.1 3.2.2 3.2.3 3.3.1 3.3.2 3.4.1 3.4.2 4.1.1 4.1.2 4.1.3
-      4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 4.5.1 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2 7.1.3
-      7.1.4 7.2.1 7.3.1 7.3.2 7.4.1 7.4.2 7.5.1 10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.3.2 10.4.1 10.5.1`),
+      4.1.4 4.1.5 4.1.6 4.2.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 4.5.1 4.5.2 5.1.1 5.1.2 5.2.1 5.3.1 5.4.1 7.1.1 7.1.2
+      7.1.3 7.1.4 7.2.1 7.3.1 7.3.2 7.4.1 7.4.2 7.5.1 10.1.1 10.1.2 10.1.3 10.2.1 10.3.1 10.3.2 10.4.1 10.5.1`),
   },
   {
     name: 'drops the last: of several tasks the last one does not run',
@@ -400,7 +400,7 @@ export const mutants: readonly Mutant[] = [
     file: 'fixtures/conformance/reference.ts',
     from: BODY,
     to: `if (plan.stream) tasks.discard('streamed');\n    ${BODY}`,
-    fails: ['1.2.1', '1.3.3', '3.1.4', '4.4.3', '4.5.1'],
+    fails: ['1.2.1', '1.3.3', '3.1.4', '4.4.3', '4.5.1', '4.5.2'],
   },
   {
     name: 'a throw runs the tasks, where it is to discard them',
@@ -504,8 +504,8 @@ export const mutants: readonly Mutant[] = [
         return ${HANDLE};
       })()`,
     fails: ids(`
-      1.1.1 1.1.2 1.2.1 2.2.1 2.4.1 2.4.2 2.6.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 5.1.1 5.1.2 5.2.1 5.4.1 7.1.4 10.3.1
-      10.3.2`),
+      1.1.1 1.1.2 1.2.1 2.2.1 2.4.1 2.4.2 2.6.1 4.4.1 4.4.2 4.4.3 4.4.4 4.4.5 4.5.2 5.1.1 5.1.2 5.2.1 5.4.1 7.1.4
+      10.3.1 10.3.2`),
   },
   {
     name: 'blocks the connection: a request waits for the tasks of those before it (starlette #2093)',
@@ -532,7 +532,7 @@ export const mutants: readonly Mutant[] = [
     from: 'new BackgroundTasks({ request, afterFailure, onTaskError })',
     to: `[...scopes].find((other) => connections.get(other.request.socket)?.responses)?.tasks
       ?? new BackgroundTasks({ request, afterFailure, onTaskError })`,
-    fails: ['1.1.1', '1.1.2', '1.2.1', '10.3.1', '10.3.2'],
+    fails: ['1.1.1', '1.1.2', '1.2.1', '4.5.2', '10.3.1', '10.3.2'],
   },
 
   // 7: the stop
@@ -824,8 +824,8 @@ export const unitMutants: readonly UnitMutant[] = [
   {
     name: 'a connection holds its first response',
     file: 'background.ts',
-    from: '?? watch(res.req.socket);',
-    to: "?? watch(res.req.socket.on('close', () => res.destroy()));",
+    from: "socket.on('close', tell)",
+    to: "socket.on('close', tell).on('close', () => res.destroy())",
     tests: 'test/background.test.ts',
     pattern: '^a kept connection holds no response that is out',
   },
