@@ -132,10 +132,9 @@ const sent: (() => void)[] = [];
 function tell(this: IncomingMessage['socket']): void { [...waiting.get(this)!].forEach((gone) => gone()); }
 
 /**
- * Resolves when `res` is out: its last byte was handed to the operating system, or none will be, as the client is gone
- * or `res` was destroyed. A task that then blocks the thread delays neither the response nor its end of file. May be
- * called at any time, also late. A client may leave before the handler ends: await the handler first, then this.
- * Source: clause 1.1.
+ * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. A task that then
+ * blocks the thread delays neither the response nor its end of file. May be called at any time, also late. A client may
+ * leave before the handler ends: await the handler first, then this. Source: clause 1.1.
  */
 export const responseDone = (res: ServerResponse): Promise<void> => new Promise((resolve) => whenDone(res, resolve));
 
@@ -143,8 +142,8 @@ export const responseDone = (res: ServerResponse): Promise<void> => new Promise(
  * Calls `then`, once, when `res` is out: without the promise of {@link responseDone}, in 0.1 µs less. The async context
  * may be that of another request. `then` must not throw: that would lose the others of its turn. @internal
  */
-export function whenDone(res: ServerResponse, then: () => void, { socket } = res.req): void {
-  const open = waiting.get(socket) ?? waiting.set(socket.on('close', tell), []).get(socket)!;
+export function whenDone(res: ServerResponse, then: () => void): void {
+  const open = waiting.get(res.req.socket) ?? waiting.set(res.req.socket.on('close', tell), []).get(res.req.socket)!;
   const done = (): void => {
     const at = open.indexOf(done);
     if (at < 0) return; // both 'close' and 'finish' came
@@ -154,6 +153,6 @@ export function whenDone(res: ServerResponse, then: () => void, { socket } = res
     if (sent.push(then) === 1) setImmediate(() => sent.splice(0).forEach((f) => f()));
   };
   open.push(done);
-  if (res.writableFinished || res.closed || socket.destroyed) done(); // 7.1: or none will come
-  else (res.socket ? res : res.on('close', done)).on('finish', done); // 24: one behind another may be destroyed
+  if (res.writableFinished || res.req.socket.destroyed) done(); else res.on('finish', done); // 7.1: or none will come
+  if (!res.socket) res.once('socket', (socket) => res.destroyed && socket.destroy()); // 24 forgets what Node documents
 }

@@ -200,7 +200,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
       res.end();
     } catch (error) {
       if (!over.signal.aborted) report(`The response to ${res.req.method} ${res.req.url} broke off:`, error);
-      if (res.socket) res.destroy(); else res.once('socket', (socket) => socket.destroy()); // 24 would not wait for it
+      res.destroy();
     }
   }
 

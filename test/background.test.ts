@@ -721,16 +721,27 @@ test('1 a pipelined response is done once it is out behind the one before it (fa
   assert.deepEqual(states, [{ settled: true }, { settled: true }]);
 });
 
-test('1 a response that is destroyed behind another is done, early or late (fact 7.2)', within, async (t) => {
-  const { responses: [first, second] } = await exchange(t, GET, GET);
-  assert.ok(first && second);
-  const early = responseDone(second);
-  second.write('the first part');
-  second.destroy();
-  first.end('whole');
-  await early; // on Node 24 the connection stays open, and neither 'finish' nor its 'close' comes
-  await responseDone(second);
-});
+for (const [when, write] of Object.entries<(res: ServerResponse) => void>({
+  'before its end': (res) => res.write('two'),
+  'after its end': (res) => res.end('two'),
+})) {
+  test(`1 a response that is destroyed ${when}, behind another, ends the connection in its turn, and is done then`,
+    within, async (t) => {
+      const { client, responses: [first, second], fence } = await exchange(t, GET, GET);
+      assert.ok(first && second);
+      const early = responseDone(second);
+      write(second);
+      second.destroy();
+      await fence();
+      const done = [early, responseDone(second)];
+      const states = done.map(watch);
+      await fence();
+      assert.deepEqual(states, [{ settled: false }, { settled: false }]);
+      first.end('one');
+      await Promise.all(done);
+      assert.match(await client.closed, /one$/);
+    });
+}
 
 test('1 neither `close` of a request nor `res.destroyed` means that the client left (fact 7.4)', within, async (t) => {
   const post = ['POST / HTTP/1.1', 'host: a', 'content-length: 4', '', 'body'].join('\r\n');

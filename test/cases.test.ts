@@ -155,7 +155,16 @@ describe('a case is not sound', () => {
       'fail: h1 is not held'],
     ['that lets a call fail ahead that is held',
       [{ send: { handler: ['h1'] } }, { arrive: ['h1'] }, { fail: { name: 'h1', ahead: true } }, { arrive: ['h1'] }],
-      'fail: h1 is held: it need not fail ahead'],
+      'fail: h1 is no call that may come'],
+    ['that lets a call fail ahead that was released',
+      [{ send: { handler: ['h1'] } }, { arrive: ['h1'] }, { release: 'h1' }, { fail: { name: 'h1', ahead: true } },
+        { arrive: ['h1'] }], 'fail: h1 is no call that may come'],
+    ['that looks for the report of a call before it has failed',
+      [{ send: { handler: ['h1'] } }, { fail: { name: 'h1', ahead: true } }, { stderr: ['h1'] }, { arrive: ['h1'] }],
+      'stderr: h1 has not failed', { tag: 'process' }],
+    ['that has a call at its end that was answered before',
+      [{ send: { handler: ['h1'] } }, { fail: { name: 'h1', ahead: true } }, { arrive: ['h1'] }, { end: ['h1'] }],
+      'end: h1 was answered before'],
     ['that lets a call fail ahead, and does not wait for it',
       [{ send: { handler: ['h1'] } }, { fail: { name: 'h1', ahead: true } }, { end: [] }],
       'h1 fails ahead, and is not to arrive'],
@@ -207,7 +216,7 @@ describe('a case is not sound', () => {
 function flaws({ steps, needs, tag, dialect }: Case): string[] {
   const found: string[] = [];
   const [known, labels, held, failed] = [new Set<string>(), new Set<string>(), new Set<string>(), new Set<string>()];
-  const ahead = new Set<string>();
+  const [ahead, answered] = [new Set<string>(), new Set<string>()];
   const uses = new Set<string>();
   const verbs = new Set<string>();
   for (const step of steps) {
@@ -238,15 +247,16 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
       expect(`${values}` === `${got}`, `expected lists for ${values}, got ${got}`);
     }
     for (const name of namesIn(step)) expect(known.has(name), `${name} is not in a plan before`);
-    if ('arrive' in step) for (const name of namesIn(step)) if (!ahead.delete(name)) held.add(name);
-    if ('release' in step) expect(held.delete(step.release), `${step.release} is not held`);
-    if ('fail' in step) {
-      const { name } = step.fail;
-      const isHeld = held.delete(name);
-      if (step.fail.ahead) expect(!isHeld, `${name} is held: it need not fail ahead`);
-      else expect(isHeld, `${name} is not held`);
-      if (step.fail.ahead) ahead.add(name);
-      failed.add(name);
+    if ('end' in step) for (const name of namesIn(step)) expect(!answered.has(name), `${name} was answered before`);
+    if ('arrive' in step) for (const name of namesIn(step)) (ahead.delete(name) ? failed : held).add(name);
+    const answer = 'release' in step ? step.release : 'fail' in step ? step.fail.name : undefined;
+    if (answer !== undefined) {
+      const isAhead = 'fail' in step && step.fail.ahead;
+      const isHeld = held.delete(answer);
+      if (isAhead) expect(!isHeld && !answered.has(answer), `${answer} is no call that may come`);
+      else expect(isHeld, `${answer} is not held`);
+      if ('fail' in step) (isAhead ? ahead : failed).add(answer);
+      answered.add(answer);
     }
     if ('stderr' in step) for (const name of step.stderr) expect(failed.has(name), `${name} has not failed`);
   }
@@ -257,7 +267,7 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
   const seen = ['terminate', 'exited', 'stderr'].some((verb) => verbs.has(verb)) ? 'process' : 'wire';
   if (tag !== seen) found.push(`expected the tag ${seen}`);
   if (!uses.delete('lists') && dialect) found.push(`expected lists for ${dialect}`);
-  const needed = needs.filter((need) => need !== 'serial' && need !== 'after').toSorted();
+  const needed = needs.filter((need) => !['serial', 'after', 'run'].includes(need)).toSorted();
   const used = [...uses].toSorted();
   if (`${used}` !== `${needed}`) found.push(`needs: expected ${used}, got ${needed}`);
   return found;

@@ -727,29 +727,45 @@ describe('after its end, the suite holds nothing open', { concurrency: true }, (
 });
 
 describe('a call that fails ahead', { concurrency: true }, () => {
-  const asked: Step[] = [
-    { send: { connection: 'pipelined', checkpoints: ['handler'] } },
-    { send: { connection: 'pipelined', as: 'b', checkpoints: ['handler'] } },
-    { arrive: ['handler'] }, { fail: { name: 'b:handler', ahead: true } }, { alive: true },
-  ];
-  const each = caseOf(...asked, { release: 'handler' }, { arrive: ['b:handler'] }, { end: [] });
-  const breaks: Run = async (plan, response, socket) => {
-    try { await good(plan, response, socket); } catch { socket.destroy(); }
+  const asked = { connection: 'pipelined', handler: ['h1'], checkpoints: ['handler'] } as const;
+  const each = caseOf({ send: asked }, { send: { ...asked, as: 'b' } }, { arrive: ['handler'] },
+    { fail: { name: 'b:handler', ahead: true } }, { alive: true },
+    { release: 'handler' }, { arrive: ['b:handler', 'h1'] }, { end: ['b:h1'] });
+  /** Ends the connection where the second handler fails; that may have to wait for the first response. */
+  const breaks = (isSerial: boolean, failed: unknown[]): Run => {
+    const [sent, over] = [gate(), gate()];
+    let requests = 0;
+    return async (plan, response, socket) => {
+      if (requests++ > 0 && isSerial) await sent;
+      try {
+        await checkpoint(plan, 'handler');
+        send(response, plan);
+        sent.open();
+      } catch (error) {
+        failed.push(error);
+        socket.resetAndDestroy();
+        await over;
+      }
+      await call(plan, 'h1');
+      over.open();
+    };
   };
 
-  test('fails while the one before is held, and neither response is looked at any more', async () => {
-    assert.equal((await verdictOf({ run: breaks }, each)).status, 'pass');
+  test('fails while the one before is held, whose response may be lost with the connection', async () => {
+    const failed: unknown[] = [];
+    const { status } = await verdictOf({ run: breaks(false, failed) }, each);
+    assert.deepEqual([status, failed.length], ['pass', 1]);
   });
 
-  test('fails when it comes, of a target that serves one request of a connection after another', async () => {
-    let before: unknown;
-    const run: Run = (...args) => (before = Promise.resolve(before).then(() => breaks(...args)));
-    assert.equal((await verdictOf({ run }, each)).status, 'pass');
+  test('fails when it comes, of a target that serves the requests of a connection one by one', async () => {
+    const failed: unknown[] = [];
+    const { status } = await verdictOf({ run: breaks(true, failed) }, each);
+    assert.deepEqual([status, failed.length], ['pass', 1]);
   });
 
   test('has to come', () => {
-    let served = 0;
-    const run: Run = (...args) => (served++ === 0 ? breaks(...args) : undefined);
+    let requests = 0;
+    const run: Run = (...args) => (requests++ > 0 ? undefined : good(...args));
     return failsWith('the call of b:handler did not come within 1000 ms', { run }, each, SHORT);
   });
 });
@@ -761,11 +777,12 @@ describe('the callback server', () => {
     const plan = { callback: callbacks.url } as Plan;
     try {
       callbacks.answerAhead('h1', 500);
-      await assert.rejects(call(plan, 'h1'), ({ message }: Error) => message === callbacks.failures.get('h1'));
+      const failing = within(10 * SHORT, 'the answer to the first call', call(plan, 'h1'));
+      await assert.rejects(failing, ({ message }: Error) => message === callbacks.failures.get('h1'));
       const held = call(plan, 'h2');
       await callbacks.until(() => callbacks.held.includes('h2'));
       callbacks.answerAhead('h2', 200);
-      await held;
+      await within(10 * SHORT, 'the answer to the second call', held);
     } finally {
       harness.close();
     }
