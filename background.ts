@@ -49,8 +49,7 @@ export class BackgroundTasks {
    * @throws TypeError if `fn` is not a function; Error if the queue has finished or was discarded.
    */
   addTask<A extends unknown[]>(fn: (...args: A) => unknown, ...args: A): void {
-    const advice = 'Pass the task itself, not its result.';
-    if (typeof fn !== 'function') throw new TypeError(`Expected a function, got ${typeof fn}. ${advice}`);
+    if (typeof fn !== 'function') throw new TypeError(`Expected a function, got ${typeof fn}. Pass it uncalled.`);
     const task = { index: this.#tasks.length, fn: fn as Task['fn'], args, scope: new AsyncResource('BackgroundTask') };
     if (!this.#closed) return void this.#tasks.push(task);
     throw new Error(`Too late to add ${this.#info(task).name}: this request's tasks ${this.#closed}. Add it earlier.`);
@@ -131,6 +130,9 @@ const sent: (() => void)[] = [];
 /** 7.2, 7.14: one listener for all responses of all connections: a closure would take 0.1 KB of an idle one. */
 function tell(this: IncomingMessage['socket']): void { [...waiting.get(this)!].forEach((gone) => gone()); }
 
+/** What Node documents of `destroy()` for a response behind another; from 24 on it leaves the connection open. */
+function heed(this: ServerResponse): void { if (this.destroyed) this.req.socket.destroy(this.errored ?? undefined); }
+
 /**
  * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. A task that then
  * blocks the thread delays neither the response nor its end of file. May be called at any time, also late. A client may
@@ -139,8 +141,9 @@ function tell(this: IncomingMessage['socket']): void { [...waiting.get(this)!].f
 export const responseDone = (res: ServerResponse): Promise<void> => new Promise((resolve) => whenDone(res, resolve));
 
 /**
- * Calls `then`, once, when `res` is out: without the promise of {@link responseDone}, in 0.1 µs less. The async context
- * may be that of another request. `then` must not throw: that would lose the others of its turn. @internal
+ * Calls `then`, once, when `res` is out: without the promise of {@link responseDone}, in 0.1 µs less. Where `res` was
+ * destroyed behind another, it ends the connection. The async context may be that of another request. `then` must not
+ * throw: that would lose the others of its turn. @internal
  */
 export function whenDone(res: ServerResponse, then: () => void): void {
   const open = waiting.get(res.req.socket) ?? waiting.set(res.req.socket.on('close', tell), []).get(res.req.socket)!;
@@ -153,6 +156,6 @@ export function whenDone(res: ServerResponse, then: () => void): void {
     if (sent.push(then) === 1) setImmediate(() => sent.splice(0).forEach((f) => f()));
   };
   open.push(done);
-  if (res.writableFinished || res.req.socket.destroyed) done(); else res.on('finish', done); // 7.1: or none will come
-  if (!res.socket) res.once('socket', (socket) => res.destroyed && socket.destroy()); // 24 forgets what Node documents
+  if (res.writableFinished || res.req.socket.destroyed) return done(); // 7.1: no 'finish' will come
+  if (res.on('finish', done).socket) heed.call(res); else res.once('socket', heed);
 }

@@ -167,7 +167,7 @@ test('what is no function is refused at once, with what to pass instead', () => 
     [42, 'number'], [undefined, 'undefined'], [null, 'object'], [Promise.resolve(), 'object'], ['task', 'string'],
   ];
   for (const [value, type] of wrong) {
-    const message = `Expected a function, got ${type}. Pass the task itself, not its result.`;
+    const message = `Expected a function, got ${type}. Pass it uncalled.`;
     assert.throws(() => tasks.addTask(value as never), { name: 'TypeError', message });
   }
   assert.deepEqual(tasks.unfinished, []);
@@ -742,6 +742,41 @@ for (const [when, write] of Object.entries<(res: ServerResponse) => void>({
       assert.match(await client.closed, /one$/);
     });
 }
+
+test('1 a response that was destroyed behind another is done where its turn has come before', within, async (t) => {
+  const { client, responses: [first, second], fence } = await exchange(t, GET, GET);
+  assert.ok(first && second);
+  second.destroy();
+  first.end('one');
+  await responseDone(first);
+  await fence();
+  await responseDone(second);
+  assert.match(await client.closed, /one$/);
+});
+
+test('1 the error that a response behind another is destroyed with is that of its socket', within, async (t) => {
+  const { responses: [first, second] } = await exchange(t, GET, GET);
+  assert.ok(first && second);
+  const error = boom();
+  const told: Error[] = [];
+  second.req.socket.on('error', (each: Error) => { told.push(each); });
+  const done = responseDone(second);
+  second.destroy(error);
+  first.end('one');
+  await done;
+  assert.deepEqual(told, [error]);
+});
+
+test('1 responseDone leaves no listener on a response that is out', within, async (t) => {
+  const { client, res } = await exchange(t, CLOSE);
+  res.end('whole');
+  await client.closed;
+  await responseDone(res);
+  const listeners = (): number[] => res.eventNames().map((event) => res.listenerCount(event));
+  const before = listeners();
+  await Promise.all([responseDone(res), responseDone(res)]);
+  assert.deepEqual(listeners(), before);
+});
 
 test('1 neither `close` of a request nor `res.destroyed` means that the client left (fact 7.4)', within, async (t) => {
   const post = ['POST / HTTP/1.1', 'host: a', 'content-length: 4', '', 'body'].join('\r\n');

@@ -162,6 +162,15 @@ describe('a case is not sound', () => {
     ['that looks for the report of a call before it has failed',
       [{ send: { handler: ['h1'] } }, { fail: { name: 'h1', ahead: true } }, { stderr: ['h1'] }, { arrive: ['h1'] }],
       'stderr: h1 has not failed', { tag: 'process' }],
+    ['that releases a call that has failed ahead, though it looks for it twice',
+      [{ send: { handler: ['h1'] } }, { fail: { name: 'h1', ahead: true } }, { arrive: ['h1'] }, { arrive: ['h1'] },
+        { release: 'h1' }], 'release: h1 is not held'],
+    ['that releases a call after its end', [{ send: { handler: ['h1'] } }, { arrive: ['h1'] }, { end: ['h1'] },
+      { release: 'h1' }], 'release: h1 is not held'],
+    ['that lets a call of its end fail ahead', [{ send: { handler: ['h1'] } }, { end: ['h1'] },
+      { fail: { name: 'h1', ahead: true } }, { arrive: ['h1'] }], 'fail: h1 is no call that may come'],
+    ['that needs a broken stream to run, and breaks none', [{ send: {} }, { end: [] }],
+      'needs: runBroken without a broken stream', { needs: ['runBroken'] }],
     ['that has a call at its end that was answered before',
       [{ send: { handler: ['h1'] } }, { fail: { name: 'h1', ahead: true } }, { arrive: ['h1'] }, { end: ['h1'] }],
       'end: h1 was answered before'],
@@ -247,8 +256,17 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
       expect(`${values}` === `${got}`, `expected lists for ${values}, got ${got}`);
     }
     for (const name of namesIn(step)) expect(known.has(name), `${name} is not in a plan before`);
-    if ('end' in step) for (const name of namesIn(step)) expect(!answered.has(name), `${name} was answered before`);
-    if ('arrive' in step) for (const name of namesIn(step)) (ahead.delete(name) ? failed : held).add(name);
+    if ('end' in step) {
+      for (const name of namesIn(step)) expect(!answered.has(name), `${name} was answered before`);
+      for (const name of [...namesIn(step), ...held]) answered.add(name);
+      held.clear();
+    }
+    if ('arrive' in step) {
+      for (const name of namesIn(step)) {
+        if (ahead.delete(name)) failed.add(name);
+        else if (!answered.has(name)) held.add(name);
+      }
+    }
     const answer = 'release' in step ? step.release : 'fail' in step ? step.fail.name : undefined;
     if (answer !== undefined) {
       const isAhead = 'fail' in step && step.fail.ahead;
@@ -267,7 +285,9 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
   const seen = ['terminate', 'exited', 'stderr'].some((verb) => verbs.has(verb)) ? 'process' : 'wire';
   if (tag !== seen) found.push(`expected the tag ${seen}`);
   if (!uses.delete('lists') && dialect) found.push(`expected lists for ${dialect}`);
-  const needed = needs.filter((need) => !['serial', 'after', 'run'].includes(need)).toSorted();
+  const breaks = [...failed].some((name) => name.endsWith('chunk'));
+  if (needs.includes('runBroken') && !breaks) found.push('needs: runBroken without a broken stream');
+  const needed = needs.filter((need) => !['serial', 'after', 'runBroken'].includes(need)).toSorted();
   const used = [...uses].toSorted();
   if (`${used}` !== `${needed}`) found.push(`needs: expected ${used}, got ${needed}`);
   return found;

@@ -61,7 +61,6 @@ class FakeResponse extends EventEmitter {
   headersSent = false;
   writableEnded = false;
   writableFinished = false;
-  readonly closed = false;
   readonly destroyed = false;
   constructor(req: unknown, socket: FakeSocket) {
     super();

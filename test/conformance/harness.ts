@@ -83,8 +83,10 @@ export class Callbacks {
     this.arrived.push(name);
     const ahead = this.#ahead.get(name);
     if (this.#ended || again) reply(response, 200);
-    else this.#held.set(name, response);
-    if (ahead !== undefined && this.#held.has(name)) this.answer(name, ahead);
+    else {
+      this.#held.set(name, response);
+      if (ahead !== undefined) this.answer(name, ahead);
+    }
     for (const look of this.#waiting) look();
   }
 

@@ -152,7 +152,7 @@ function lacking({ needs, tag }: Case, { capabilities, dialects }: Preflight, ca
   if (needs.includes('after') && dialects['cleanUp'] === 'before') {
     return 'the target cleans up before the tasks, as it declares';
   }
-  if (needs.includes('run') && dialects['brokenStream'] === 'drop') {
+  if (needs.includes('runBroken') && dialects['brokenStream'] === 'drop') {
     return 'the target drops the tasks of a broken stream, as it declares';
   }
   const missing = needs.find((need) => CAPABILITIES.includes(need) && !capabilities.includes(need));
@@ -174,9 +174,9 @@ interface Sent {
   readonly method: Method;
   readonly callbacks: Callbacks;
   readonly exchange: Exchange;
-  /** It is on the connection of the requests in raw bytes, whose responses are read at its end. */
+  /** It is on the connection of requests in raw bytes, whose responses are read when that has ended. */
   readonly isRaw: boolean;
-  /** False once a step had its client leave, or broke it or one before it on its connection: it may then be any. */
+  /** False once a step had the client leave, or made a checkpoint fail: the response may then be any. */
   undisturbed: boolean;
 }
 
@@ -333,7 +333,7 @@ class Play {
     else callbacks.answer(id, status);
   }
 
-  /** Its response may be any from now on, and so may those that can only be read where the connection has an end. */
+  /** Its response may be any from now on, and so may the others of a connection that this may end too early. */
   #disturb(sent: Sent): void {
     sent.undisturbed = false;
     if (sent.isRaw) for (const other of this.#sent.values()) if (other.isRaw) other.undisturbed = false;

@@ -830,6 +830,22 @@ export const unitMutants: readonly UnitMutant[] = [
     pattern: '^a kept connection holds no response that is out',
   },
   {
+    name: 'the error of a response that was destroyed behind another is lost',
+    file: 'background.ts',
+    from: 'this.errored ?? undefined',
+    to: '',
+    tests: 'test/background.test.ts',
+    pattern: '^1 the error that a response behind another is destroyed with',
+  },
+  {
+    name: 'a response that is out gathers listeners',
+    file: 'background.ts',
+    from: 'return done();',
+    to: 'done();',
+    tests: 'test/background.test.ts',
+    pattern: '^1 responseDone leaves no listener',
+  },
+  {
     name: 'a task that is added too late is lost without a word',
     file: 'background.ts',
     from: 'throw new Error(`Too late',
