@@ -130,20 +130,20 @@ const sent: (() => void)[] = [];
 /** 7.2, 7.14: one listener for all responses of all connections: a closure would take 0.1 KB of an idle one. */
 function tell(this: IncomingMessage['socket']): void { [...waiting.get(this)!].forEach((gone) => gone()); }
 
-/** What Node documents of `destroy()` for a response behind another; from 24 on it leaves the connection open. */
+/** A response that was destroyed behind another: Node documents that this ends the socket; from 24 on it does not. */
 function heed(this: ServerResponse): void { if (this.destroyed) this.req.socket.destroy(this.errored ?? undefined); }
 
 /**
  * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. A task that then
  * blocks the thread delays neither the response nor its end of file. May be called at any time, also late. A client may
- * leave before the handler ends: await the handler first, then this. Source: clause 1.1.
+ * leave before the handler ends: await the handler first, then this. A response that is destroyed while it waits behind
+ * another ends the connection in its turn, and counts as out then. Source: clause 1.1.
  */
 export const responseDone = (res: ServerResponse): Promise<void> => new Promise((resolve) => whenDone(res, resolve));
 
 /**
- * Calls `then`, once, when `res` is out: without the promise of {@link responseDone}, in 0.1 µs less. Where `res` was
- * destroyed behind another, it ends the connection. The async context may be that of another request. `then` must not
- * throw: that would lose the others of its turn. @internal
+ * Calls `then`, once, when `res` is out: without the promise of {@link responseDone}, in 0.1 µs less. The async context
+ * may be that of another request. `then` must not throw: that would lose the others of its turn. @internal
  */
 export function whenDone(res: ServerResponse, then: () => void): void {
   const open = waiting.get(res.req.socket) ?? waiting.set(res.req.socket.on('close', tell), []).get(res.req.socket)!;
