@@ -235,6 +235,7 @@ export class Scope {
   readonly tasks: BackgroundTasks;
   readonly app: Shared;
   place = 0; // in its app's list
+  connection!: { responses: number }; // those that are not out
   segments: string[] = [];
   route!: { inputs: Inputs; handler: (values: object) => unknown; parameters: ReadonlyMap<string, number> };
   body: Promise<unknown> | undefined;

@@ -106,7 +106,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   function serve(request: IncomingMessage, res: ServerResponse): void {
     const scope = new Scope(request, new BackgroundTasks({ request, afterFailure, onTaskError }), shared);
     scope.place = scopes.push(scope) - 1;
-    (connections.get(request.socket) ?? connect(request.socket)).responses += 1;
+    (scope.connection = connections.get(request.socket) ?? connect(request.socket)).responses += 1;
     try {
       const answer = scope.answer(scope.route = find(scope, tree));
       if (isThenable(answer)) return void respond(scope, res, answer);
@@ -124,11 +124,10 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   }
 
   /** Once the response is out: its connection is free, and the tasks run. Calls `then` at their end. */
-  function runTasks({ request, tasks }: Scope, res: ServerResponse, then: () => void): void {
+  function runTasks({ request, tasks, connection }: Scope, res: ServerResponse, then: () => void): void {
     if (!res.writableEnded || res.writableLength > 0) limitStall(res);
     whenDone(res, () => {
-      const connection = connections.get(request.socket); // none once it has closed
-      if (connection && (connection.responses -= 1) === 0 && closing) request.socket.destroySoon();
+      if ((connection.responses -= 1) === 0 && closing) request.socket.destroySoon();
       if (request.readableDidRead) request.resume(); // 7.17
       tasks.start(then);
     });
