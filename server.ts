@@ -203,8 +203,8 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     }
   }
 
-  const connect = (socket: Socket): { responses: number } =>
-    connections.set(socket.on('close', () => connections.delete(socket)), { responses: 0 }).get(socket)!;
+  function forget(this: Socket): void { connections.delete(this); } // one for all: a closure takes 0.1 KB of each
+  const connect = (socket: Socket) => connections.set(socket.on('close', forget), { responses: 0 }).get(socket)!;
 
   const disconnect = (): void => { for (const socket of connections.keys()) socket.destroy(); };
 

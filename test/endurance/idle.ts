@@ -59,7 +59,7 @@ await endure(import.meta.url, size(120_000, 900_000), async ({ claim, stage }) =
   const isMany = count >= 5000; // fewer are little beside the noise
   const isFew = count < 1000; // and these would tell nothing
   const warmUp = Math.ceil(count / 10); // of more, the memory that is left over would hide what is measured
-  const rounds = size(3, 5);
+  const rounds = size(3, 11); // the rss of a single one is up to a tenth off
   if (count < wanted) {
     console.log(`  a process may open ${number(allowed)} files here (ulimit -n):`
       + ` ${number(count)} connections, not ${number(wanted)}${isFew ? ', which are too few to compare' : ''}`);
