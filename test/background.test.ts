@@ -71,7 +71,7 @@ test('2 run() starts no task before it returns, and a task may call it: the prom
   assert.deepEqual([log, again === running], [['first', 'second'], true]);
 });
 
-test('2 a task that start() runs may call run(): that starts nothing, and resolves at the end of the queue', async () => {
+test("2 a task that start() runs may call run(): that starts nothing, and resolves at the queue's end", async () => {
   await queue([() => {}]).run(); // so that the next queue need not wait for a turn of the event loop
   const log: string[] = [];
   const [second, held] = [gate(), gate()];
