@@ -7,10 +7,10 @@
  * both of its dialects.
  */
 import { after, before, describe, test } from 'node:test';
-import { allCases } from './conformance/cases.ts';
-import { Failure } from './conformance/harness.ts';
-import { freePort, nodeCommand } from './conformance/local.ts';
-import { openSession, type ConformanceOptions, type Session, type Verdict } from './conformance/run.ts';
+import { allCases } from './suite/cases.ts';
+import { Failure } from './suite/harness.ts';
+import { freePort, nodeCommand } from './suite/local.ts';
+import { openSession, type ConformanceOptions, type Session, type Verdict } from './suite/run.ts';
 
 const { TARGET, TARGET_COMMAND, REPEAT = '1', DEADLINE_MS = '10000' } = process.env;
 const shared = { repeat: Number(REPEAT), deadlineMs: Number(DEADLINE_MS) };

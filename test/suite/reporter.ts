@@ -1,7 +1,7 @@
 /**
  * The report of test/conformance.test.ts, for people, and as JSON in the file that CONFORMANCE_JSON names:
  *
- *     TARGET=… node --test --test-reporter=./test/conformance/reporter.ts test/conformance.test.ts
+ *     TARGET=… node --test --test-reporter=./test/suite/reporter.ts test/conformance.test.ts
  *
  * Node 22.18 or later: Node 20 loads a reporter before tsx.
  */

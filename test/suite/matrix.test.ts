@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
-import { casesHash, pages, peerFolders, peerOf, resultOf, withPart } from './conformance/matrix.ts';
-import { tally } from './conformance/report.ts';
+import { casesHash, pages, peerFolders, peerOf, resultOf, withPart } from './matrix.ts';
+import { tally } from './report.ts';
 
 describe('the committed results', () => {
   for (const name of ['response-first', ...peerFolders()]) {

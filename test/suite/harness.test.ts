@@ -8,12 +8,12 @@ import net, { type AddressInfo, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
-import { call, checkpoint, type Plan } from '../fixtures/conformance/callback.ts';
-import { allCases, type Case, type Step } from './conformance/cases.ts';
-import { Failure, startHarness, within } from './conformance/harness.ts';
-import { freePort } from './conformance/local.ts';
-import { conformance, openSession, type ConformanceOptions, type Session, type Verdict } from './conformance/run.ts';
-import { child, gate } from './helpers.ts';
+import { call, checkpoint, type Plan } from '../../fixtures/conformance/callback.ts';
+import { allCases, type Case, type Step } from './cases.ts';
+import { Failure, startHarness, within } from './harness.ts';
+import { freePort } from './local.ts';
+import { conformance, openSession, type ConformanceOptions, type Session, type Verdict } from './run.ts';
+import { child, gate } from '../helpers.ts';
 
 /** For a step that waits in vain: the option under test, and long enough for the steps before on a busy machine. */
 const SHORT = 1000;
@@ -691,7 +691,7 @@ describe('a command is refused', { concurrency: true }, () => {
 });
 
 describe('after its end, the suite holds nothing open', { concurrency: true }, () => {
-  const modules = ['run', 'cases'].map((name) => JSON.stringify(new URL(`conformance/${name}.ts`, import.meta.url)));
+  const modules = ['run', 'cases'].map((name) => JSON.stringify(new URL(`${name}.ts`, import.meta.url)));
   /** The sockets and timers that `act` leaves behind in a process of its own. */
   async function leftBy(url: string, act: string): Promise<unknown> {
     await using started = child(['--input-type=module', '--eval', `

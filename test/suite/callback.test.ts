@@ -4,8 +4,8 @@ import { once } from 'node:events';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { describe, test } from 'node:test';
-import { call, checkpoint, type Plan } from '../fixtures/conformance/callback.ts';
-import { child, gate, type Child } from './helpers.ts';
+import { call, checkpoint, type Plan } from '../../fixtures/conformance/callback.ts';
+import { child, gate, type Child } from '../helpers.ts';
 
 interface Caller extends AsyncDisposable {
   readonly plan: Plan;
@@ -48,7 +48,7 @@ const inTurn = (...answers: http.RequestListener[]): http.RequestListener =>
 
 /** `callSync` blocks its thread, so it has a process of its own, which ends with what `body` returns as JSON. */
 function blocking(plan: Plan, body: string): Child {
-  const module = JSON.stringify(new URL('../fixtures/conformance/callback.ts', import.meta.url));
+  const module = JSON.stringify(new URL('../../fixtures/conformance/callback.ts', import.meta.url));
   return child(['--input-type=module', '--eval', `
     import { callSync } from ${module};
     const plan = ${JSON.stringify(plan)};

@@ -2,15 +2,15 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
-import type { Plan } from '../fixtures/conformance/callback.ts';
+import type { Plan } from '../../fixtures/conformance/callback.ts';
 import {
   allCases, allClauses, clauseFiles, parseClause, planOf, tasksOf, type Case, type Names, type Step,
-} from './conformance/cases.ts';
-import { problems } from './conformance/schema.ts';
-import { CAPABILITIES, DIALECTS } from './conformance/target.ts';
+} from './cases.ts';
+import { problems } from './schema.ts';
+import { CAPABILITIES, DIALECTS } from './target.ts';
 
 interface Ids { readonly cases: readonly string[]; readonly withdrawn: Readonly<Record<string, string>> }
-const ids: Ids = JSON.parse(readFileSync(new URL('../fixtures/conformance/ids.json', import.meta.url), 'utf8'));
+const ids: Ids = JSON.parse(readFileSync(new URL('../../fixtures/conformance/ids.json', import.meta.url), 'utf8'));
 
 const sends = { send: { handler: ['h1'] } };
 const cases = [{ id: '9.1.1', title: 'a task runs', steps: [sends, { end: ['h1'] }] }];
