@@ -2,10 +2,17 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import net from 'node:net';
+import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { format } from 'node:util';
 import { createApp, type App, type AppOptions, type Route } from '../server.ts';
 
 export const root = fileURLToPath(new URL('..', import.meta.url));
+
+const deadline = 30_000; // turns a hang into a failure; nothing is measured by it
+
+/** For a test that would hang if it failed. */
+export const within = { timeout: deadline };
 
 /** A promise that the test resolves: what a task or a handler is held at. */
 export interface Gate<T = void> extends Promise<T> {
@@ -16,6 +23,13 @@ export function gate<T = void>(): Gate<T> {
   let open!: (value: T) => void;
   const promise = new Promise<T>((resolve) => { open = resolve; });
   return Object.assign(promise, { open });
+}
+
+/** What stderr would show. It formats, as the real one does: there a hostile value throws. */
+export function stderr(t: TestContext): string[] {
+  const lines: string[] = [];
+  t.mock.method(console, 'error', (...args: unknown[]) => void lines.push(format(...args)));
+  return lines;
 }
 
 export interface Served extends AsyncDisposable {
