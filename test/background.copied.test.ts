@@ -27,21 +27,21 @@ server.listen(0, '127.0.0.1', () => console.log('listening on http://127.0.0.1:'
 `;
 
 describe('background.ts, copied alone', () => {
-for (const type of ['module', 'commonjs']) {
-  test(`background.ts, copied alone into a "type": "${type}" service, runs its tasks after the response`, async (t) => {
-    const folder = await mkdtemp(join(tmpdir(), 'background-'));
-    t.after(() => rm(folder, { recursive: true, force: true }));
-    await copyFile(join(root, 'background.ts'), join(folder, 'background.ts'));
-    await writeFile(join(folder, 'service.ts'), SERVICE);
-    await writeFile(join(folder, 'package.json'), JSON.stringify({ type }));
-    await using service = child(['service.ts'], { cwd: folder });
-    const url = await service.url();
-    assert.equal(await (await fetch(url)).text(), 'accepted');
-    await service.until('stdout', /the first task is held/);
-    assert.doesNotMatch(service.stdout, /the last task/);
-    assert.equal(await (await fetch(`${url}/release`)).text(), 'accepted');
-    await service.until('stdout', /the last task/);
-    assert.match(await service.until('stderr', /hostile/), /failing[^]*Error: boom\n +at [^]*hostile/);
-  });
-}
+  for (const type of ['module', 'commonjs']) {
+    test(`background.ts, copied alone into a "type": "${type}" service, runs its tasks after the response`, async (t) => {
+      const folder = await mkdtemp(join(tmpdir(), 'background-'));
+      t.after(() => rm(folder, { recursive: true, force: true }));
+      await copyFile(join(root, 'background.ts'), join(folder, 'background.ts'));
+      await writeFile(join(folder, 'service.ts'), SERVICE);
+      await writeFile(join(folder, 'package.json'), JSON.stringify({ type }));
+      await using service = child(['service.ts'], { cwd: folder });
+      const url = await service.url();
+      assert.equal(await (await fetch(url)).text(), 'accepted');
+      await service.until('stdout', /the first task is held/);
+      assert.doesNotMatch(service.stdout, /the last task/);
+      assert.equal(await (await fetch(`${url}/release`)).text(), 'accepted');
+      await service.until('stdout', /the last task/);
+      assert.match(await service.until('stderr', /hostile/), /failing[^]*Error: boom\n +at [^]*hostile/);
+    });
+  }
 });

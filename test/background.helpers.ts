@@ -1,8 +1,8 @@
 /** What the tests of background.ts share. */
 import { once } from 'node:events';
 import { createServer, IncomingMessage, type RequestListener } from 'node:http';
-import { Socket, type AddressInfo } from 'node:net';
-import { type TestContext } from 'node:test';
+import { type AddressInfo, Socket } from 'node:net';
+import type { TestContext } from 'node:test';
 import { BackgroundTasks, type BackgroundTasksOptions, type TaskInfo } from '../background.ts';
 import { rawClient } from './helpers.ts';
 
@@ -41,7 +41,10 @@ export async function bareServer(t: TestContext, handler: RequestListener): Prom
   const server = createServer({ keepAliveTimeout: 0 });
   server.on('request', (req, res) => (req.url === '/fence' ? res.end() : handler(req, res)));
   await once(server.listen(0, '127.0.0.1'), 'listening');
-  t.after(() => { server.close(); server.closeAllConnections(); });
+  t.after(() => {
+    server.close();
+    server.closeAllConnections();
+  });
   const { port } = server.address() as AddressInfo;
   const fence = async (): Promise<void> => {
     for (let round = 0; round < 5; round += 1) {

@@ -1,14 +1,14 @@
 /** `responseDone` on a bare server: when a response is out. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { IncomingMessage, ServerResponse } from 'node:http';
-import { Socket } from 'node:net';
-import { describe, test, type TestContext } from 'node:test';
+import { type IncomingMessage, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import { describe, type TestContext, test } from 'node:test';
 import { queryObjects } from 'node:v8';
 import { Worker } from 'node:worker_threads';
 import { responseDone, whenDone } from '../background.ts';
-import { gate, rawClient, type RawClient, within } from './helpers.ts';
-import { request, otherQueues, boom, type Bare, bareServer, GET } from './background.helpers.ts';
+import { type Bare, bareServer, boom, GET, otherQueues, request } from './background.helpers.ts';
+import { gate, type RawClient, rawClient, within } from './helpers.ts';
 
 interface Exchange extends Bare {
   readonly client: RawClient;
@@ -23,7 +23,9 @@ const CLOSE = ['GET / HTTP/1.1', 'host: a', 'connection: close', '', ''].join('\
 async function exchange(t: TestContext, ...requests: string[]): Promise<Exchange> {
   const responses: ServerResponse[] = [];
   const arrived = gate();
-  const server = await bareServer(t, (_, res) => { if (responses.push(res) === requests.length) arrived.open(); });
+  const server = await bareServer(t, (_, res) => {
+    if (responses.push(res) === requests.length) arrived.open();
+  });
   const client = await rawClient(server.port);
   t.after(() => client.socket.destroy());
   client.send(requests.join(''));
@@ -33,234 +35,303 @@ async function exchange(t: TestContext, ...requests: string[]): Promise<Exchange
 
 function watch(promise: Promise<unknown>): { settled: boolean } {
   const state = { settled: false };
-  void promise.then(() => { state.settled = true; });
+  void promise.then(() => {
+    state.settled = true;
+  });
   return state;
 }
 
 /** Not `once(…, 'close')`, which a reset makes reject. */
 const closing = (stream: Socket | IncomingMessage): Promise<void> =>
-  new Promise((resolve) => { stream.once('close', resolve); });
+  new Promise((resolve) => {
+    stream.once('close', resolve);
+  });
 
 const MiB = 2 ** 20;
 
 describe('responseDone', () => {
-test('1 responses that are done in one turn of the event loop are told of in order, others in the next', async () => {
-  const log: string[] = [];
-  const gone = async (name: string): Promise<void> => {
-    const res = new ServerResponse(request('GET', '/'));
-    res.req.socket.destroy();
-    await responseDone(res);
-    log.push(name);
-  };
-  const last = gone('first').then(() => gone('third'));
-  setImmediate(() => log.push('turn'));
-  await Promise.all([gone('second'), last]);
-  assert.deepEqual(log, ['first', 'second', 'turn', 'third']);
-});
+  test('1 responses that are done in one turn of the event loop are told of in order, others in the next', async () => {
+    const log: string[] = [];
+    const gone = async (name: string): Promise<void> => {
+      const res = new ServerResponse(request('GET', '/'));
+      res.req.socket.destroy();
+      await responseDone(res);
+      log.push(name);
+    };
+    const last = gone('first').then(() => gone('third'));
+    setImmediate(() => log.push('turn'));
+    await Promise.all([gone('second'), last]);
+    assert.deepEqual(log, ['first', 'second', 'turn', 'third']);
+  });
 
-test('1 responseDone waits for the end of the response, and leaves the connection open', within, async (t) => {
-  const { client, res, fence } = await exchange(t, GET);
-  const done = [responseDone(res), responseDone(res)];
-  const states = done.map(watch);
-  res.write('the first part');
-  await client.until('the first part');
-  await fence();
-  assert.deepEqual(states, [{ settled: false }, { settled: false }]);
-  res.end('the last part');
-  await Promise.all(done);
-  await client.until('the last part\r\n0\r\n\r\n');
-  assert.equal(res.req.socket.destroyed, false);
-});
+  test(
+    '1 responseDone waits for the end of the response, and leaves the connection open',
+    within,
+    async (t) => {
+      const { client, res, fence } = await exchange(t, GET);
+      const done = [responseDone(res), responseDone(res)];
+      const states = done.map(watch);
+      res.write('the first part');
+      await client.until('the first part');
+      await fence();
+      assert.deepEqual(states, [{ settled: false }, { settled: false }]);
+      res.end('the last part');
+      await Promise.all(done);
+      await client.until('the last part\r\n0\r\n\r\n');
+      assert.equal(res.req.socket.destroyed, false);
+    },
+  );
 
-test('1 responseDone waits for a slow reader, until the last byte is with the system', within, async (t) => {
-  const { client, res, fence } = await exchange(t, CLOSE);
-  client.socket.pause();
-  const done = responseDone(res);
-  const state = watch(done);
-  res.end('a'.repeat(16 * MiB)); // more than the buffers of two sockets hold
-  await fence();
-  assert.equal(state.settled, false);
-  client.socket.resume();
-  await done;
-  const received = await client.closed;
-  assert.equal(received.length - received.indexOf('\r\n\r\n') - 4, 16 * MiB);
-});
+  test(
+    '1 responseDone waits for a slow reader, until the last byte is with the system',
+    within,
+    async (t) => {
+      const { client, res, fence } = await exchange(t, CLOSE);
+      client.socket.pause();
+      const done = responseDone(res);
+      const state = watch(done);
+      res.end('a'.repeat(16 * MiB)); // more than the buffers of two sockets hold
+      await fence();
+      assert.equal(state.settled, false);
+      client.socket.resume();
+      await done;
+      const received = await client.closed;
+      assert.equal(received.length - received.indexOf('\r\n\r\n') - 4, 16 * MiB);
+    },
+  );
 
-test("1 whenDone calls once, also if 'finish' comes after the 'close' of the connection", within, async (t) => {
-  const { client, res, fence } = await exchange(t, GET);
-  let calls = 0;
-  whenDone(res, () => { calls += 1; });
-  const closed = closing(res.req.socket);
-  client.socket.destroy();
-  await closed;
-  await fence();
-  assert.equal(calls, 1);
-  res.emit('finish'); // the Nodes of today do not emit it so late
-  await fence();
-  assert.equal(calls, 1);
-});
+  test(
+    "1 whenDone calls once, also if 'finish' comes after the 'close' of the connection",
+    within,
+    async (t) => {
+      const { client, res, fence } = await exchange(t, GET);
+      let calls = 0;
+      whenDone(res, () => {
+        calls += 1;
+      });
+      const closed = closing(res.req.socket);
+      client.socket.destroy();
+      await closed;
+      await fence();
+      assert.equal(calls, 1);
+      res.emit('finish'); // the Nodes of today do not emit it so late
+      await fence();
+      assert.equal(calls, 1);
+    },
+  );
 
-test('1 responseDone resolves late, after the response of a kept connection (fact 7.1)', async (t) => {
-  const { client, res, fence } = await exchange(t, GET);
-  res.end('whole');
-  await client.until('whole');
-  await fence();
-  assert.equal(res.writableFinished, true);
-  const state = watch(responseDone(res));
-  await fence();
-  assert.equal(state.settled, true);
-  assert.equal(res.req.socket.destroyed, false);
-});
+  test('1 responseDone resolves late, after the response of a kept connection (fact 7.1)', async (t) => {
+    const { client, res, fence } = await exchange(t, GET);
+    res.end('whole');
+    await client.until('whole');
+    await fence();
+    assert.equal(res.writableFinished, true);
+    const state = watch(responseDone(res));
+    await fence();
+    assert.equal(state.settled, true);
+    assert.equal(res.req.socket.destroyed, false);
+  });
 
-test('1 responseDone resolves late, after a whole response whose client has left (fact 7.1)', async (t) => {
-  const { client, res, fence } = await exchange(t, GET);
-  res.end('whole');
-  await client.until('whole');
-  const closed = closing(res.req.socket);
-  client.socket.destroy();
-  await closed;
-  const state = watch(responseDone(res));
-  await fence();
-  assert.equal(state.settled, true);
-});
+  test('1 responseDone resolves late, after a whole response whose client has left (fact 7.1)', async (t) => {
+    const { client, res, fence } = await exchange(t, GET);
+    res.end('whole');
+    await client.until('whole');
+    const closed = closing(res.req.socket);
+    client.socket.destroy();
+    await closed;
+    const state = watch(responseDone(res));
+    await fence();
+    assert.equal(state.settled, true);
+  });
 
-for (const leave of ['resetAndDestroy', 'destroy', 'end'] as const) { // a half-close counts as gone
-  test(`1 a client that leaves (${leave}) before the handler ends: responseDone resolves, early or late (fact 7.1)`,
-    within, async (t) => {
+  for (const leave of ['resetAndDestroy', 'destroy', 'end'] as const) {
+    // a half-close counts as gone
+    test(
+      `1 a client that leaves (${leave}) before the handler ends: responseDone resolves, early or late (fact 7.1)`,
+      within,
+      async (t) => {
+        const { client, res, fence } = await exchange(t, GET);
+        const early = responseDone(res);
+        const events: string[] = [];
+        res.once('finish', () => events.push('finish'));
+        const closed = closing(res.req.socket);
+        client.socket[leave]();
+        await closed;
+        res.end('nobody reads it', () => events.push('callback'));
+        await early;
+        const late = watch(responseDone(res));
+        await fence();
+        assert.equal(late.settled, true);
+        assert.deepEqual(events, [], 'the fact: no event comes any more');
+      },
+    );
+  }
+
+  test(
+    '1 a reset in the middle of a large body: responseDone resolves, early or late (fact 7.1)',
+    within,
+    async (t) => {
       const { client, res, fence } = await exchange(t, GET);
       const early = responseDone(res);
-      const events: string[] = [];
-      res.once('finish', () => events.push('finish'));
-      const closed = closing(res.req.socket);
-      client.socket[leave]();
-      await closed;
-      res.end('nobody reads it', () => events.push('callback'));
+      res.write('the first part');
+      await client.until('the first part');
+      client.socket.pause();
+      res.end('a'.repeat(16 * MiB));
+      client.socket.resetAndDestroy();
       await early;
       const late = watch(responseDone(res));
       await fence();
       assert.equal(late.settled, true);
-      assert.deepEqual(events, [], 'the fact: no event comes any more');
-    });
-}
+    },
+  );
 
-test('1 a reset in the middle of a large body: responseDone resolves, early or late (fact 7.1)', within, async (t) => {
-  const { client, res, fence } = await exchange(t, GET);
-  const early = responseDone(res);
-  res.write('the first part');
-  await client.until('the first part');
-  client.socket.pause();
-  res.end('a'.repeat(16 * MiB));
-  client.socket.resetAndDestroy();
-  await early;
-  const late = watch(responseDone(res));
-  await fence();
-  assert.equal(late.settled, true);
-});
+  test('1 responseDone leaves no listener on a response that is out', within, async (t) => {
+    const { client, res } = await exchange(t, CLOSE);
+    res.end('whole');
+    await client.closed;
+    await responseDone(res);
+    const listeners = (): number[] => res.eventNames().map((event) => res.listenerCount(event));
+    const before = listeners();
+    await Promise.all([responseDone(res), responseDone(res)]);
+    assert.deepEqual(listeners(), before);
+  });
 
-test('1 responseDone leaves no listener on a response that is out', within, async (t) => {
-  const { client, res } = await exchange(t, CLOSE);
-  res.end('whole');
-  await client.closed;
-  await responseDone(res);
-  const listeners = (): number[] => res.eventNames().map((event) => res.listenerCount(event));
-  const before = listeners();
-  await Promise.all([responseDone(res), responseDone(res)]);
-  assert.deepEqual(listeners(), before);
-});
-
-test('1 neither `close` of a request nor `res.destroyed` means that the client left (fact 7.4)', within, async (t) => {
-  const post = ['POST / HTTP/1.1', 'host: a', 'content-length: 4', '', 'body'].join('\r\n');
-  const { client, res, fence } = await exchange(t, post);
-  const before = watch(responseDone(res));
-  const closed = closing(res.req);
-  res.req.resume();
-  await closed;
-  const after = responseDone(res);
-  const state = watch(after);
-  await fence();
-  assert.deepEqual([before.settled, state.settled], [false, false]);
-  res.end('whole');
-  await after;
-  await client.until('whole');
-  await fence();
-  assert.deepEqual([res.destroyed, res.req.socket.destroyed], [true, false], 'the fact');
-});
+  test(
+    '1 neither `close` of a request nor `res.destroyed` means that the client left (fact 7.4)',
+    within,
+    async (t) => {
+      const post = ['POST / HTTP/1.1', 'host: a', 'content-length: 4', '', 'body'].join('\r\n');
+      const { client, res, fence } = await exchange(t, post);
+      const before = watch(responseDone(res));
+      const closed = closing(res.req);
+      res.req.resume();
+      await closed;
+      const after = responseDone(res);
+      const state = watch(after);
+      await fence();
+      assert.deepEqual([before.settled, state.settled], [false, false]);
+      res.end('whole');
+      await after;
+      await client.until('whole');
+      await fence();
+      assert.deepEqual([res.destroyed, res.req.socket.destroyed], [true, false], 'the fact');
+    },
+  );
 });
 
 describe('responses on one connection', () => {
-test('1 pipelined, and its client gone: responseDone resolves all the same (fact 7.2)', within, async (t) => {
-  const { client, responses: [first, second], fence } = await exchange(t, GET, GET);
-  assert.ok(first && second);
-  const early = [first, second].map(responseDone);
-  const states = early.map(watch);
-  second.end('behind the first');
-  await fence();
-  assert.deepEqual(states, [{ settled: false }, { settled: false }]);
-  client.socket.destroy();
-  await Promise.all(early);
-  const late = [first, second].map(responseDone).map(watch);
-  await fence();
-  assert.deepEqual(late, [{ settled: true }, { settled: true }]);
-});
-
-test('1 a pipelined response is done once it is out behind the one before it (fact 7.2)', within, async (t) => {
-  const { client, responses: [first, second], fence } = await exchange(t, GET, GET);
-  assert.ok(first && second);
-  const states = [first, second].map(responseDone).map(watch);
-  second.end('two');
-  await fence();
-  assert.deepEqual(states, [{ settled: false }, { settled: false }]);
-  first.end('one');
-  assert.match(await client.until('two'), /one[^]*two/);
-  await fence();
-  assert.deepEqual(states, [{ settled: true }, { settled: true }]);
-});
-
-for (const [when, write] of Object.entries<(res: ServerResponse) => void>({
-  'before its end': (res) => res.write('two'),
-  'after its end': (res) => res.end('two'),
-})) {
-  test(`1 a response that is destroyed ${when}, behind another, ends the connection in its turn, and is done then`,
-    within, async (t) => {
-      const { client, responses: [first, second], fence } = await exchange(t, GET, GET);
+  test(
+    '1 pipelined, and its client gone: responseDone resolves all the same (fact 7.2)',
+    within,
+    async (t) => {
+      const {
+        client,
+        responses: [first, second],
+        fence,
+      } = await exchange(t, GET, GET);
       assert.ok(first && second);
-      const early = responseDone(second);
-      write(second);
-      second.destroy();
+      const early = [first, second].map(responseDone);
+      const states = early.map(watch);
+      second.end('behind the first');
       await fence();
-      const done = [early, responseDone(second)];
-      const states = done.map(watch);
+      assert.deepEqual(states, [{ settled: false }, { settled: false }]);
+      client.socket.destroy();
+      await Promise.all(early);
+      const late = [first, second].map(responseDone).map(watch);
+      await fence();
+      assert.deepEqual(late, [{ settled: true }, { settled: true }]);
+    },
+  );
+
+  test(
+    '1 a pipelined response is done once it is out behind the one before it (fact 7.2)',
+    within,
+    async (t) => {
+      const {
+        client,
+        responses: [first, second],
+        fence,
+      } = await exchange(t, GET, GET);
+      assert.ok(first && second);
+      const states = [first, second].map(responseDone).map(watch);
+      second.end('two');
       await fence();
       assert.deepEqual(states, [{ settled: false }, { settled: false }]);
       first.end('one');
-      await Promise.all(done);
+      assert.match(await client.until('two'), /one[^]*two/);
+      await fence();
+      assert.deepEqual(states, [{ settled: true }, { settled: true }]);
+    },
+  );
+
+  for (const [when, write] of Object.entries<(res: ServerResponse) => void>({
+    'before its end': (res) => res.write('two'),
+    'after its end': (res) => res.end('two'),
+  })) {
+    test(
+      `1 a response that is destroyed ${when}, behind another, ends the connection in its turn, and is done then`,
+      within,
+      async (t) => {
+        const {
+          client,
+          responses: [first, second],
+          fence,
+        } = await exchange(t, GET, GET);
+        assert.ok(first && second);
+        const early = responseDone(second);
+        write(second);
+        second.destroy();
+        await fence();
+        const done = [early, responseDone(second)];
+        const states = done.map(watch);
+        await fence();
+        assert.deepEqual(states, [{ settled: false }, { settled: false }]);
+        first.end('one');
+        await Promise.all(done);
+        assert.match(await client.closed, /one$/);
+      },
+    );
+  }
+
+  test(
+    '1 a response that was destroyed behind another is done where its turn has come before',
+    within,
+    async (t) => {
+      const {
+        client,
+        responses: [first, second],
+        fence,
+      } = await exchange(t, GET, GET);
+      assert.ok(first && second);
+      second.destroy();
+      first.end('one');
+      await responseDone(first);
+      await fence();
+      await responseDone(second);
       assert.match(await client.closed, /one$/);
-    });
-}
+    },
+  );
 
-test('1 a response that was destroyed behind another is done where its turn has come before', within, async (t) => {
-  const { client, responses: [first, second], fence } = await exchange(t, GET, GET);
-  assert.ok(first && second);
-  second.destroy();
-  first.end('one');
-  await responseDone(first);
-  await fence();
-  await responseDone(second);
-  assert.match(await client.closed, /one$/);
-});
-
-test('1 the error that a response behind another is destroyed with is that of its socket', within, async (t) => {
-  const { responses: [first, second] } = await exchange(t, GET, GET);
-  assert.ok(first && second);
-  const error = boom();
-  const told: Error[] = [];
-  second.req.socket.on('error', (each: Error) => { told.push(each); });
-  const done = responseDone(second);
-  second.destroy(error);
-  first.end('one');
-  await done;
-  assert.deepEqual(told, [error]);
-});
+  test(
+    '1 the error that a response behind another is destroyed with is that of its socket',
+    within,
+    async (t) => {
+      const {
+        responses: [first, second],
+      } = await exchange(t, GET, GET);
+      assert.ok(first && second);
+      const error = boom();
+      const told: Error[] = [];
+      second.req.socket.on('error', (each: Error) => {
+        told.push(each);
+      });
+      const done = responseDone(second);
+      second.destroy(error);
+      first.end('one');
+      await done;
+      assert.deepEqual(told, [error]);
+    },
+  );
 });
 
 /** In a thread of its own, as that of the server is blocked: sets `shared[0]` once it has all that is due. */
@@ -277,88 +348,104 @@ const CLIENT = `
   socket.on('end', () => { if (whole) release(); });`;
 
 describe('what blocks the thread', () => {
-for (const [kind, head, endOfFile] of [
-  ['the last of 16 MiB', GET, false],
-  ['the last of 16 MiB and the end of file of `Connection: close`', CLOSE, true],
-  ['the last of 16 MiB and the end of file of HTTP/1.0', 'GET / HTTP/1.0\r\n\r\n', true],
-] as const) {
-  for (const [when, late] of [['right after responseDone', false], ['after a late responseDone', true]] as const) {
-    test(`1 what blocks the thread ${when} does not delay ${kind} (fact 7.3)`, async (t) => {
-      const body = Buffer.from(`${'a'.repeat(16 * MiB)}z`);
-      const shared = new Int32Array(new SharedArrayBuffer(4));
-      const blocked = gate<string>();
-      const { port } = await bareServer(t, async (_, res) => {
-        res.writeHead(200, { 'content-length': body.length }).end(body);
-        if (late) await once(res, 'finish');
-        await responseDone(res);
-        blocked.open(Atomics.wait(shared, 0, 0, within.timeout));
+  for (const [kind, head, endOfFile] of [
+    ['the last of 16 MiB', GET, false],
+    ['the last of 16 MiB and the end of file of `Connection: close`', CLOSE, true],
+    ['the last of 16 MiB and the end of file of HTTP/1.0', 'GET / HTTP/1.0\r\n\r\n', true],
+  ] as const) {
+    for (const [when, late] of [
+      ['right after responseDone', false],
+      ['after a late responseDone', true],
+    ] as const) {
+      test(`1 what blocks the thread ${when} does not delay ${kind} (fact 7.3)`, async (t) => {
+        const body = Buffer.from(`${'a'.repeat(16 * MiB)}z`);
+        const shared = new Int32Array(new SharedArrayBuffer(4));
+        const blocked = gate<string>();
+        const { port } = await bareServer(t, async (_, res) => {
+          res.writeHead(200, { 'content-length': body.length }).end(body);
+          if (late) await once(res, 'finish');
+          await responseDone(res);
+          blocked.open(Atomics.wait(shared, 0, 0, within.timeout));
+        });
+        const workerData = { port, head, length: body.length, shared, endOfFile };
+        const worker = new Worker(CLIENT, { eval: true, execArgv: [], workerData });
+        t.after(() => worker.terminate());
+        assert.notEqual(await blocked, 'timed-out');
       });
-      const workerData = { port, head, length: body.length, shared, endOfFile };
-      const worker = new Worker(CLIENT, { eval: true, execArgv: [], workerData });
-      t.after(() => worker.terminate());
-      assert.notEqual(await blocked, 'timed-out');
-    });
+    }
   }
-}
 });
 
 describe('what a connection keeps', () => {
-test('a socket has one `close` listener of ours for all its pipelined responses, and no warning comes (fact 7.14)',
-  within, async (t) => {
-    const warnings: string[] = [];
-    const onWarning = ({ message }: Error): void => void warnings.push(message);
-    process.on('warning', onWarning);
-    t.after(() => process.off('warning', onWarning));
-    const { client, responses, res: { req: { socket } }, fence } = await exchange(t, ...Array<string>(20).fill(GET));
-    const before = socket.listenerCount('close');
-    const done = responses.map(responseDone);
-    assert.equal(socket.listenerCount('close'), before + 1);
-    await fence();
-    for (const res of responses) res.end('whole');
-    await Promise.all(done);
-    await client.until('whole', 20);
-    assert.ok(socket.listenerCount('close') <= before + 1);
-    assert.deepEqual(warnings, []);
+  test(
+    'a socket has one `close` listener of ours for all its pipelined responses, and no warning comes (fact 7.14)',
+    within,
+    async (t) => {
+      const warnings: string[] = [];
+      const onWarning = ({ message }: Error): void => void warnings.push(message);
+      process.on('warning', onWarning);
+      t.after(() => process.off('warning', onWarning));
+      const {
+        client,
+        responses,
+        res: {
+          req: { socket },
+        },
+        fence,
+      } = await exchange(t, ...Array<string>(20).fill(GET));
+      const before = socket.listenerCount('close');
+      const done = responses.map(responseDone);
+      assert.equal(socket.listenerCount('close'), before + 1);
+      await fence();
+      for (const res of responses) res.end('whole');
+      await Promise.all(done);
+      await client.until('whole', 20);
+      assert.ok(socket.listenerCount('close') <= before + 1);
+      assert.deepEqual(warnings, []);
+    },
+  );
+
+  test('a kept connection gathers neither listeners nor promises (fact 7.14)', within, async (t) => {
+    const listeners = new Set<number>();
+    const { port } = await bareServer(t, async (req, res) => {
+      const done = responseDone(res);
+      listeners.add(req.socket.eventNames().reduce((sum, name) => sum + req.socket.listenerCount(name), 0));
+      res.end('whole');
+      await done;
+    });
+    using client = await rawClient(port);
+    let served = 0;
+    const promisesAfter = async (requests: number): Promise<number> => {
+      for (let left = requests; left > 0; left -= 1) {
+        client.send(GET);
+        await client.until('whole', (served += 1));
+      }
+      return queryObjects(Promise, { format: 'count' }); // collects the garbage first
+    };
+    const before = await promisesAfter(10);
+    const gathered = (await promisesAfter(300)) - before;
+    assert.ok(gathered < 100, `${gathered} promises of 300 requests`);
+    assert.equal(listeners.size, 1, `listeners of the socket: ${[...listeners]}`);
   });
 
-test('a kept connection gathers neither listeners nor promises (fact 7.14)', within, async (t) => {
-  const listeners = new Set<number>();
-  const { port } = await bareServer(t, async (req, res) => {
-    const done = responseDone(res);
-    listeners.add(req.socket.eventNames().reduce((sum, name) => sum + req.socket.listenerCount(name), 0));
-    res.end('whole');
-    await done;
-  });
-  using client = await rawClient(port);
-  let served = 0;
-  const promisesAfter = async (requests: number): Promise<number> => {
-    for (let left = requests; left > 0; left -= 1) {
+  test('a kept connection holds no response that is out, not even its first one', within, async (t) => {
+    const responses: WeakRef<ServerResponse>[] = [];
+    const { port } = await bareServer(t, async (_, res) => {
+      responses.push(new WeakRef(res));
+      const done = responseDone(res);
+      res.end('whole');
+      await done;
+    });
+    using client = await rawClient(port);
+    for (let served = 1; served <= 3; served += 1) {
       client.send(GET);
-      await client.until('whole', (served += 1));
+      await client.until('whole', served);
     }
-    return queryObjects(Promise, { format: 'count' }); // collects the garbage first
-  };
-  const before = await promisesAfter(10);
-  const gathered = await promisesAfter(300) - before;
-  assert.ok(gathered < 100, `${gathered} promises of 300 requests`);
-  assert.equal(listeners.size, 1, `listeners of the socket: ${[...listeners]}`);
-});
-
-test('a kept connection holds no response that is out, not even its first one', within, async (t) => {
-  const responses: WeakRef<ServerResponse>[] = [];
-  const { port } = await bareServer(t, async (_, res) => {
-    responses.push(new WeakRef(res));
-    const done = responseDone(res);
-    res.end('whole');
-    await done;
+    await otherQueues();
+    queryObjects(Promise, { format: 'count' }); // collects the garbage first
+    assert.deepEqual(
+      responses.slice(0, 2).map((each) => each.deref()),
+      [undefined, undefined],
+    );
   });
-  using client = await rawClient(port);
-  for (let served = 1; served <= 3; served += 1) {
-    client.send(GET);
-    await client.until('whole', served);
-  }
-  await otherQueues();
-  queryObjects(Promise, { format: 'count' }); // collects the garbage first
-  assert.deepEqual(responses.slice(0, 2).map((each) => each.deref()), [undefined, undefined]);
-});
 });

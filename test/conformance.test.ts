@@ -10,7 +10,7 @@ import { after, before, describe, test } from 'node:test';
 import { allCases } from './suite/cases.ts';
 import { Failure } from './suite/harness.ts';
 import { freePort, nodeCommand } from './suite/local.ts';
-import { openSession, type ConformanceOptions, type Session, type Verdict } from './suite/run.ts';
+import { type ConformanceOptions, openSession, type Session, type Verdict } from './suite/run.ts';
 
 const { TARGET, TARGET_COMMAND, REPEAT = '1', DEADLINE_MS = '10000' } = process.env;
 const shared = { repeat: Number(REPEAT), deadlineMs: Number(DEADLINE_MS) };
@@ -33,7 +33,11 @@ function suite(name: string, options: ConformanceOptions): void {
     let session: Session | undefined;
     let refusal: Error | undefined;
     before(async () => {
-      try { session = await openSession(options); } catch (error) { refusal = error as Error; }
+      try {
+        session = await openSession(options);
+      } catch (error) {
+        refusal = error as Error;
+      }
     });
     after(() => session?.close());
 
@@ -57,7 +61,8 @@ function suite(name: string, options: ConformanceOptions): void {
       });
     }
     test('no call comes back after its case has passed', (t) => {
-      const { late } = opened() ?? t.skip('the target does not answer as the contract has it') ?? { late: [] };
+      const { late } = opened() ??
+        t.skip('the target does not answer as the contract has it') ?? { late: [] };
       if (late.length > 0) throw withoutStack(late.join('\n'));
     });
   });

@@ -1,24 +1,33 @@
 /** What the tests of deps.ts share. */
-import { type TestContext } from 'node:test';
-import { depends } from '../server.ts';
+import type { TestContext } from 'node:test';
 import type { Dependencies, Dependency, Route, StandardSchema } from '../server.ts';
-import { rawClient, serve, type RawClient, type Served } from './helpers.ts';
+import { depends } from '../server.ts';
+import { type RawClient, rawClient, type Served, serve } from './helpers.ts';
 
 /** The status and the JSON of an answer. */
-export async function answer({ url }: Served, target = '/', init?: RequestInit): Promise<[status: number, json: unknown]> {
+export async function answer(
+  { url }: Served,
+  target = '/',
+  init?: RequestInit,
+): Promise<[status: number, json: unknown]> {
   const response = await fetch(url + target, init);
   return [response.status, await response.json()];
 }
 
 /** The same for one app, one request. */
-export async function answerOf(routes: readonly Route[], target?: string, init?: RequestInit): ReturnType<typeof answer> {
+export async function answerOf(
+  routes: readonly Route[],
+  target?: string,
+  init?: RequestInit,
+): ReturnType<typeof answer> {
   await using server = await serve(routes);
   return await answer(server, target, init);
 }
 
 /** A POST of bytes, so that `fetch` adds no content type of its own. */
 export const sent = (bytes: string | Uint8Array<ArrayBuffer>, type?: string): RequestInit => ({
-  method: 'POST', body: typeof bytes === 'string' ? Buffer.from(bytes) : bytes,
+  method: 'POST',
+  body: typeof bytes === 'string' ? Buffer.from(bytes) : bytes,
   headers: type ? { 'content-type': type } : {},
 });
 
@@ -27,13 +36,17 @@ export const json = (value: unknown): RequestInit => sent(JSON.stringify(value),
 type Validate<T> = StandardSchema<T>['~standard']['validate'];
 
 /** A Standard Schema as a library would have it. */
-export const schema = <T>(validate: Validate<T>): StandardSchema<T> =>
-  ({ '~standard': { version: 1, vendor: 'test', validate } });
+export const schema = <T>(validate: Validate<T>): StandardSchema<T> => ({
+  '~standard': { version: 1, vendor: 'test', validate },
+});
 
 export const anything = schema<unknown>((value) => ({ value }));
 
-export const number = schema<number>((value) => typeof value === 'string' && /^\d+$/.test(value)
-  ? { value: Number(value) } : { issues: [{ message: `No number: ${value}` }] });
+export const number = schema<number>((value) =>
+  typeof value === 'string' && /^\d+$/.test(value)
+    ? { value: Number(value) }
+    : { issues: [{ message: `No number: ${value}` }] },
+);
 
 export const asyncNumber = schema<number>(async (value) => {
   await new Promise(setImmediate);
@@ -47,7 +60,12 @@ export async function connect(t: TestContext, port: number): Promise<RawClient> 
   return client;
 }
 
-export const missing = (...loc: string[]): object => ({ type: 'missing', loc, msg: 'Field required', input: null });
+export const missing = (...loc: string[]): object => ({
+  type: 'missing',
+  loc,
+  msg: 'Field required',
+  input: null,
+});
 
 export const rejection = (...errors: unknown[]): [number, unknown] => [422, { detail: errors }];
 
@@ -57,19 +75,22 @@ type Leave = (error: unknown) => void;
 
 export type Making = (name: string, log: string[], leave?: Leave, deps?: Dependencies) => Dependency<string>;
 
-export const rethrow: Leave = (error) => { throw error; };
+export const rethrow: Leave = (error) => {
+  throw error;
+};
 
 export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
-export const syncGenerator: Making = (name, log, leave = rethrow, deps = {}) => depends(deps, function* () {
-  log.push(`enter ${name}`);
-  try {
-    yield name;
-  } catch (error) {
-    log.push(`${name} caught ${messageOf(error)}`);
-    return leave(error);
-  }
-  log.push(`exit ${name}`);
-});
+export const syncGenerator: Making = (name, log, leave = rethrow, deps = {}) =>
+  depends(deps, function* () {
+    log.push(`enter ${name}`);
+    try {
+      yield name;
+    } catch (error) {
+      log.push(`${name} caught ${messageOf(error)}`);
+      return leave(error);
+    }
+    log.push(`exit ${name}`);
+  });
 
 export const named = (name: string): Dependency<string> => depends(() => name);

@@ -2,45 +2,64 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import http from 'node:http';
+import { describe } from 'node:test';
 import { backgroundTasks, createApp, get, path, post, request } from '../server.ts';
 import { gate, rawClient, stderr } from './helpers.ts';
-import { describe } from 'node:test';
-import { test, MiB, Journal, ask, serve, fence, foreign, GET, source, firstAndThen, bodies } from './server.helpers.ts';
+import {
+  ask,
+  bodies,
+  fence,
+  firstAndThen,
+  foreign,
+  GET,
+  Journal,
+  MiB,
+  serve,
+  source,
+  test,
+} from './server.helpers.ts';
 
 describe('the connection is free', () => {
-for (const [state, failing] of Object.entries({ 'is held': false, 'has failed': true })) {
-  for (const [kind, response] of Object.entries(bodies).filter(([kind]) => !kind.includes('MiB'))) {
-    test(`5 after ${kind}, while a task ${state}, `
-      + 'a request is served on another connection, on the same, and pipelined',
-      async (t) => {
-        stderr(t);
-        const log = new Journal();
-        const held = gate();
-        await using server = await serve([
-          get('/', { tasks: backgroundTasks }, ({ tasks }) => {
-            if (failing) tasks.addTask(() => { throw new Error('expected'); });
-            tasks.addTask(() => { log.write('task'); return held; });
-            return response();
-          }),
-          get('/next/:id', { id: path('id') }, ({ id }) => `next ${id}`),
-        ]);
-        using client = await rawClient(server.port);
-        client.send(...GET('/'), ...GET('/next/pipelined'));
-        await client.until('"next pipelined"');
-        await log.until('task');
-        client.send(...GET('/next/kept'));
-        await client.until('"next kept"');
-        assert.equal((await ask(`${server.url}/next/other`)).body, '"next other"');
-        client.send(...GET('/next/two'), ...GET('/next/three'));
-        await client.until('"next three"');
-        assert.equal(server.app.pending, 1);
-        held.open();
-      });
+  for (const [state, failing] of Object.entries({ 'is held': false, 'has failed': true })) {
+    for (const [kind, response] of Object.entries(bodies).filter(([kind]) => !kind.includes('MiB'))) {
+      test(
+        `5 after ${kind}, while a task ${state}, ` +
+          'a request is served on another connection, on the same, and pipelined',
+        async (t) => {
+          stderr(t);
+          const log = new Journal();
+          const held = gate();
+          await using server = await serve([
+            get('/', { tasks: backgroundTasks }, ({ tasks }) => {
+              if (failing)
+                tasks.addTask(() => {
+                  throw new Error('expected');
+                });
+              tasks.addTask(() => {
+                log.write('task');
+                return held;
+              });
+              return response();
+            }),
+            get('/next/:id', { id: path('id') }, ({ id }) => `next ${id}`),
+          ]);
+          using client = await rawClient(server.port);
+          client.send(...GET('/'), ...GET('/next/pipelined'));
+          await client.until('"next pipelined"');
+          await log.until('task');
+          client.send(...GET('/next/kept'));
+          await client.until('"next kept"');
+          assert.equal((await ask(`${server.url}/next/other`)).body, '"next other"');
+          client.send(...GET('/next/two'), ...GET('/next/three'));
+          await client.until('"next three"');
+          assert.equal(server.app.pending, 1);
+          held.open();
+        },
+      );
+    }
   }
-}
 
-test('5 two responses whose client leaves while both wait: both queues run, the second without the first (fact 7.2)',
-  async () => {
+  test('5 two responses whose client leaves while both wait: both queues run, the second without the first (fact 7.2)', async () => {
     const log = new Journal();
     const held = gate();
     await using server = await serve([
@@ -67,58 +86,77 @@ test('5 two responses whose client leaves while both wait: both queues run, the 
     assert.equal(log.entries.at(-1), 'first task');
   });
 
-test('5 a stream behind a response whose client left settles, and its source is cancelled (fact 7.15)', async (t) => {
-  const lines = stderr(t);
-  const log = new Journal();
-  const held = gate();
-  await using server = await serve([
-    get('/first', () => held),
-    get('/second', { tasks: backgroundTasks }, ({ tasks }) => {
-      tasks.addTask(log.write, 'task');
-      log.write('handler');
-      return new Response(source(() => 'x'.repeat(MiB), () => log.write('cancelled')));
-    }),
-  ]);
-  using client = await rawClient(server.port);
-  client.send(...GET('/first'), ...GET('/second'));
-  await log.until('handler');
-  await fence(server.url);
-  client.socket.destroy();
-  await Promise.all([log.until('task'), log.until('cancelled')]);
-  held.open();
-  await server.app.idle();
-  assert.equal(log.entries.length, 3);
-  assert.deepEqual(lines, []);
-});
-
-for (const [kind, read] of Object.entries<(incoming: http.IncomingMessage) => unknown>({
-  'in part': async (incoming) => { for await (const _ of incoming.iterator({ destroyOnReturn: false })) return; },
-  'in part, and then paused,': async (incoming) => { await once(incoming, 'data'); incoming.pause(); },
-  'not at all': () => {},
-})) {
-  test(`5 a body that was read ${kind} does not block the next request of its connection (fact 7.17)`, async () => {
-    await using server = await serve([post('/', { request }, async ({ request }) => { await read(request); }),
-      get('/next', () => 'next')]);
+  test('5 a stream behind a response whose client left settles, and its source is cancelled (fact 7.15)', async (t) => {
+    const lines = stderr(t);
+    const log = new Journal();
+    const held = gate();
+    await using server = await serve([
+      get('/first', () => held),
+      get('/second', { tasks: backgroundTasks }, ({ tasks }) => {
+        tasks.addTask(log.write, 'task');
+        log.write('handler');
+        return new Response(
+          source(
+            () => 'x'.repeat(MiB),
+            () => log.write('cancelled'),
+          ),
+        );
+      }),
+    ]);
     using client = await rawClient(server.port);
-    client.send('POST / HTTP/1.1', 'host: a', `content-length: ${4 * MiB}`, '', 'x'.repeat(4 * MiB));
-    client.send(...GET('/next'));
-    await client.until('"next"');
+    client.send(...GET('/first'), ...GET('/second'));
+    await log.until('handler');
+    await fence(server.url);
+    client.socket.destroy();
+    await Promise.all([log.until('task'), log.until('cancelled')]);
+    held.open();
+    await server.app.idle();
+    assert.equal(log.entries.length, 3);
+    assert.deepEqual(lines, []);
   });
-}
 
-test('2,000 requests on one connection leave no listener behind (fact 7.14)', async () => {
-  const app = createApp([get('/', { request, tasks: backgroundTasks }, ({ request: { socket }, tasks }) => {
-    tasks.addTask(() => {});
-    return Object.fromEntries(socket.eventNames().map((name) => [String(name), socket.listenerCount(name)]));
-  }), get('/stream', () => new Response(firstAndThen(() => 'second')))]);
-  await using server = await foreign(app.listener);
-  const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
-  const counts: string[] = [];
-  for (let n = 0; n < 2000; n += 1) {
-    counts.push((await ask(`${server.url}/${n % 10 ? '' : 'stream'}`, { agent })).body);
-    await app.idle();
+  for (const [kind, read] of Object.entries<(incoming: http.IncomingMessage) => unknown>({
+    'in part': async (incoming) => {
+      for await (const _ of incoming.iterator({ destroyOnReturn: false })) return;
+    },
+    'in part, and then paused,': async (incoming) => {
+      await once(incoming, 'data');
+      incoming.pause();
+    },
+    'not at all': () => {},
+  })) {
+    test(`5 a body that was read ${kind} does not block the next request of its connection (fact 7.17)`, async () => {
+      await using server = await serve([
+        post('/', { request }, async ({ request }) => {
+          await read(request);
+        }),
+        get('/next', () => 'next'),
+      ]);
+      using client = await rawClient(server.port);
+      client.send('POST / HTTP/1.1', 'host: a', `content-length: ${4 * MiB}`, '', 'x'.repeat(4 * MiB));
+      client.send(...GET('/next'));
+      await client.until('"next"');
+    });
   }
-  agent.destroy();
-  assert.deepEqual([...new Set(counts)], ['firstsecond', counts[1]]);
-});
+
+  test('2,000 requests on one connection leave no listener behind (fact 7.14)', async () => {
+    const app = createApp([
+      get('/', { request, tasks: backgroundTasks }, ({ request: { socket }, tasks }) => {
+        tasks.addTask(() => {});
+        return Object.fromEntries(
+          socket.eventNames().map((name) => [String(name), socket.listenerCount(name)]),
+        );
+      }),
+      get('/stream', () => new Response(firstAndThen(() => 'second'))),
+    ]);
+    await using server = await foreign(app.listener);
+    const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+    const counts: string[] = [];
+    for (let n = 0; n < 2000; n += 1) {
+      counts.push((await ask(`${server.url}/${n % 10 ? '' : 'stream'}`, { agent })).body);
+      await app.idle();
+    }
+    agent.destroy();
+    assert.deepEqual([...new Set(counts)], ['firstsecond', counts[1]]);
+  });
 });

@@ -3,8 +3,8 @@ import { EventEmitter, once } from 'node:events';
 import http, { type IncomingHttpHeaders, type RequestListener } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { afterEach, test as nodeTest, type TestContext } from 'node:test';
-import { backgroundTasks, get, type App, type AppOptions, type Route } from '../server.ts';
-import { serve as serveRoutes, within, type Served } from './helpers.ts';
+import { type App, type AppOptions, backgroundTasks, get, type Route } from '../server.ts';
+import { type Served, serve as serveRoutes, within } from './helpers.ts';
 
 export const test = (title: string, run: (t: TestContext) => Promise<void> | void): void =>
   void nodeTest(title, within, run);
@@ -17,19 +17,28 @@ export const TOO_MUCH = 'x'.repeat(64 * MiB); // more than the buffers of a conn
 export class Journal {
   readonly entries: string[] = [];
   readonly #events = new EventEmitter().setMaxListeners(0);
-  readonly write = (entry: string): void => { this.entries.push(entry); this.#events.emit('entry'); };
+  readonly write = (entry: string): void => {
+    this.entries.push(entry);
+    this.#events.emit('entry');
+  };
   /** Resolves once `entry` is in it. */
   readonly until = async (entry: string): Promise<void> => {
     while (!this.entries.includes(entry)) await once(this.#events, 'entry');
   };
 }
 
-interface Answer { status: number; reason: string; headers: IncomingHttpHeaders; rawHeaders: string[]; body: string }
+interface Answer {
+  status: number;
+  reason: string;
+  headers: IncomingHttpHeaders;
+  rawHeaders: string[];
+  body: string;
+}
 
 /** A request on a connection of its own, unless `agent` says otherwise. */
 export async function ask(url: string, options: http.RequestOptions = {}, content = ''): Promise<Answer> {
   const sent = http.request(url, { agent: false, ...options }).end(content);
-  const [res] = await once(sent, 'response') as [http.IncomingMessage];
+  const [res] = (await once(sent, 'response')) as [http.IncomingMessage];
   let body = '';
   for await (const chunk of res.setEncoding('utf8')) body += chunk;
   const { statusCode: status = 0, statusMessage: reason = '', headers, rawHeaders } = res;
@@ -42,7 +51,10 @@ const fenceRoute = get('/fence', { tasks: backgroundTasks }, async ({ tasks }) =
 });
 
 const open = new Set<App>();
-afterEach(async () => { for (const app of open) await app.close(); open.clear(); }); // also after a deadline
+afterEach(async () => {
+  for (const app of open) await app.close();
+  open.clear();
+}); // also after a deadline
 
 /** `routes`, and one to fence with. */
 export async function serve(routes: readonly Route[], options: AppOptions = {}): Promise<Served> {
@@ -58,7 +70,8 @@ export async function fence(url: string): Promise<void> {
 
 /** A `node:http` server that is not ours. */
 export async function foreign(
-  listener: RequestListener, options: http.ServerOptions = {},
+  listener: RequestListener,
+  options: http.ServerOptions = {},
 ): Promise<{ url: string; port: number } & AsyncDisposable> {
   const server = http.createServer(options, listener).listen(0, '127.0.0.1');
   await once(server, 'listening');
@@ -70,14 +83,23 @@ export async function foreign(
   return { url: `http://127.0.0.1:${port}`, port, [Symbol.asyncDispose]: close };
 }
 
-export const GET = (target: string, ...headers: string[]): string[] =>
-  [`GET ${target} HTTP/1.1`, 'host: a', ...headers, '', ''];
+export const GET = (target: string, ...headers: string[]): string[] => [
+  `GET ${target} HTTP/1.1`,
+  'host: a',
+  ...headers,
+  '',
+  '',
+];
 
 /** Resolves when the server sees that the client is gone. */
-export const gone = (socket: Socket): Promise<void> => new Promise((resolve) => void socket.once('close', () => resolve()));
+export const gone = (socket: Socket): Promise<void> =>
+  new Promise((resolve) => void socket.once('close', () => resolve()));
 
 /** A source of one text per call of `next`, to its end at `undefined`. */
-export function source(next: () => string | undefined | Promise<string | undefined>, cancel = (): void => {}): ReadableStream {
+export function source(
+  next: () => string | undefined | Promise<string | undefined>,
+  cancel = (): void => {},
+): ReadableStream {
   return new ReadableStream({
     async pull(controller) {
       const text = await next();

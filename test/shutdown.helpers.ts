@@ -1,10 +1,11 @@
 /** What the tests of a shutdown share. */
 import assert from 'node:assert/strict';
-import { rawClient, type RawClient } from './helpers.ts';
+import { type RawClient, rawClient } from './helpers.ts';
 
 export const submit = async (url: string): Promise<string> => (await fetch(url, { method: 'POST' })).text();
 
-export const refusesConnections = (port: number): Promise<void> => assert.rejects(rawClient(port), { code: 'ECONNREFUSED' });
+export const refusesConnections = (port: number): Promise<void> =>
+  assert.rejects(rawClient(port), { code: 'ECONNREFUSED' });
 
 export const LARGE = 2 ** 25;
 

@@ -16,13 +16,19 @@ export async function within<T>(ms: number, what: string | (() => string), promi
   return Promise.race([promise, deadline]).finally(() => clearTimeout(timer));
 }
 
-interface Resolvers<T> { promise: Promise<T>; resolve: (value: T) => void; reject: (error: Error) => void }
+interface Resolvers<T> {
+  promise: Promise<T>;
+  resolve: (value: T) => void;
+  reject: (error: Error) => void;
+}
 
 /** `Promise.withResolvers`, which Node 20 does not have. */
 export function withResolvers<T = void>(): Resolvers<T> {
   let resolve!: Resolvers<T>['resolve'];
   let reject!: Resolvers<T>['reject'];
-  const promise = new Promise<T>((...both) => { [resolve, reject] = both; });
+  const promise = new Promise<T>((...both) => {
+    [resolve, reject] = both;
+  });
   return { promise, resolve, reject };
 }
 
@@ -41,15 +47,21 @@ export class Callbacks {
   readonly #waiting = new Set<() => void>();
   #ended = false;
 
-  constructor(url: string) { this.url = url; }
+  constructor(url: string) {
+    this.url = url;
+  }
 
   /** The names that arrived and were not answered. */
-  get held(): string[] { return [...this.#held.keys()]; }
+  get held(): string[] {
+    return [...this.#held.keys()];
+  }
 
   /** Resolves when `found` holds; it is asked now, and after each call. */
   until(found: () => boolean): Promise<void> {
     return new Promise((resolve) => {
-      const look = (): void => { if (found() && this.#waiting.delete(look)) resolve(); };
+      const look = (): void => {
+        if (found() && this.#waiting.delete(look)) resolve();
+      };
       this.#waiting.add(look);
       look();
     });
@@ -99,7 +111,9 @@ export class Callbacks {
 }
 
 const reply = (response: ServerResponse, status: number, text = ''): void =>
-  void response.writeHead(status, { connection: 'close', 'content-length': Buffer.byteLength(text) }).end(text);
+  void response
+    .writeHead(status, { connection: 'close', 'content-length': Buffer.byteLength(text) })
+    .end(text);
 
 export interface Harness {
   /** Answers `GET`: by then, what had called before has been counted. */

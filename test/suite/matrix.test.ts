@@ -40,6 +40,9 @@ test('the tables of both pages are those that `npm run matrix -- --tables` write
 });
 
 test('a part of a page is replaced between its marks, and a page without marks is refused', () => {
-  assert.equal(withPart('a\n<!-- x -->\nold\n<!-- /x -->\nb', 'x', 'new'), 'a\n<!-- x -->\nnew\n<!-- /x -->\nb');
+  assert.equal(
+    withPart('a\n<!-- x -->\nold\n<!-- /x -->\nb', 'x', 'new'),
+    'a\n<!-- x -->\nnew\n<!-- /x -->\nb',
+  );
   assert.throws(() => withPart('a', 'x', 'new'), /Expected <!-- x --> … <!-- \/x --> in the page/);
 });

@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { allCases, allClauses, clauseFiles } from './cases.ts';
 import { freePort, nodeCommand } from './local.ts';
-import { ofCount, tally, type Outcomes } from './report.ts';
+import { type Outcomes, ofCount, tally } from './report.ts';
 import { openSession, type Verdict } from './run.ts';
 
 const ROOT = new URL('../../', import.meta.url);
@@ -42,11 +42,13 @@ export function casesHash(): string {
   return hash.digest('hex').slice(0, 16);
 }
 
-export const peerFolders = (): string[] => readdirSync(PEERS)
-  .filter((name) => existsSync(new URL(`${name}/peer.json`, PEERS))).sort();
+export const peerFolders = (): string[] =>
+  readdirSync(PEERS)
+    .filter((name) => existsSync(new URL(`${name}/peer.json`, PEERS)))
+    .sort();
 
 export const folderOf = (name: string): URL =>
-  (name === REFERENCE ? new URL('fixtures/conformance/', ROOT) : new URL(`${name}/`, PEERS));
+  name === REFERENCE ? new URL('fixtures/conformance/', ROOT) : new URL(`${name}/`, PEERS);
 
 const read = <T>(url: URL): T => JSON.parse(readFileSync(url, 'utf8')) as T;
 export const peerOf = (name: string): Peer => read(new URL('peer.json', folderOf(name)));
@@ -59,7 +61,11 @@ export const resultOf = (name: string): Result | undefined => {
 async function play(name: string): Promise<{ result: Result; verdicts: Verdict[] }> {
   const url = `http://127.0.0.1:${await freePort()}`;
   const reference = nodeCommand(new URL('server.ts', ROOT), new URL('reference.ts', folderOf(REFERENCE)));
-  const target = { url, cwd: fileURLToPath(folderOf(name)), command: name === REFERENCE ? reference : './run' };
+  const target = {
+    url,
+    cwd: fileURLToPath(folderOf(name)),
+    command: name === REFERENCE ? reference : './run',
+  };
   const session = await openSession(target);
   const { version } = session.preflight;
   const verdicts: Verdict[] = [];
@@ -75,7 +81,10 @@ async function play(name: string): Promise<{ result: Result; verdicts: Verdict[]
     await session.close();
   }
   const outcomes = Object.fromEntries(verdicts.map(({ id, status, observed }) => [id, { status, observed }]));
-  return { result: { version, date: new Date().toISOString().slice(0, 10), cases: casesHash(), outcomes }, verdicts };
+  return {
+    result: { version, date: new Date().toISOString().slice(0, 10), cases: casesHash(), outcomes },
+    verdicts,
+  };
 }
 
 /** What differs between a result and the one that is committed; nothing if they are equal. */
@@ -93,7 +102,10 @@ function differences(result: Result, committed: Result | undefined): string[] {
 
 /** The dialects, and what the matrix calls them. */
 const BEHAVIOURS = {
-  afterFailure: 'After a failure', onThrow: 'On a throw', brokenStream: 'Broken stream', cleanUp: 'Clean-up',
+  afterFailure: 'After a failure',
+  onThrow: 'On a throw',
+  brokenStream: 'Broken stream',
+  cleanUp: 'Clean-up',
   concurrency: 'Tasks run',
 };
 
@@ -103,7 +115,8 @@ export function matrixTable(): string {
     const result = resultOf(name);
     if (!result) return [];
     const { core, robust, behaviours: b } = tally(result.outcomes);
-    const label = name === REFERENCE ? '**response-first** (this)' : `[${peerOf(name).name}](fixtures/peers/${name})`;
+    const label =
+      name === REFERENCE ? '**response-first** (this)' : `[${peerOf(name).name}](fixtures/peers/${name})`;
     const idiom = name === REFERENCE ? '`BackgroundTasks`' : peerOf(name).idiom;
     const seen = Object.keys(BEHAVIOURS).map((dialect) => b[dialect] ?? '–');
     return [[label, idiom, result.version, ofCount(core), ofCount(robust), ...seen]];
@@ -118,7 +131,7 @@ export function deviationsTable(): string {
   for (const peer of peerFolders().map(peerOf)) {
     for (const [id, { reason, link }] of Object.entries(peer.deviations)) {
       const row = `| ${peer.name} | CASES | ${reason} | [source](${link}) |`;
-      cases.set(row, [...cases.get(row) ?? [], id]);
+      cases.set(row, [...(cases.get(row) ?? []), id]);
     }
   }
   const rows = [...cases].map(([row, ids]) => row.replace('CASES', ids.join(', ')));
@@ -169,7 +182,11 @@ async function main(): Promise<void> {
     console.log(`${name}: ${verdicts.length} cases, ${failed} failed (${result.version})`);
     const different = differences(result, resultOf(name));
     if (!values.check) writeFileSync(new URL('result.json', folderOf(name)), serialised(result));
-    else for (const each of different) { console.log(`${name}: ${each}`); process.exitCode = 1; }
+    else
+      for (const each of different) {
+        console.log(`${name}: ${each}`);
+        process.exitCode = 1;
+      }
   }
   if (!values.check) for (const [url, text] of pages()) writeFileSync(url, text);
 }

@@ -12,11 +12,18 @@ import { ofCount, tally } from './report.ts';
 interface TestEvent {
   readonly type: string;
   readonly data: {
-    readonly name?: string; readonly nesting?: number; readonly message?: string; readonly skip?: string | boolean;
+    readonly name?: string;
+    readonly nesting?: number;
+    readonly message?: string;
+    readonly skip?: string | boolean;
     readonly details?: { readonly error?: { readonly message?: string; readonly cause?: unknown } };
   };
 }
-interface Outcome { status: 'pass' | 'fail' | 'skip'; observed?: string | undefined; reason?: string }
+interface Outcome {
+  status: 'pass' | 'fail' | 'skip';
+  observed?: string | undefined;
+  reason?: string;
+}
 
 export default async function* reporter(events: AsyncIterable<TestEvent>): AsyncGenerator<string> {
   const cases = new Map(allCases().map((each) => [each.id, each]));
@@ -53,9 +60,15 @@ export default async function* reporter(events: AsyncIterable<TestEvent>): Async
 function table(suite: string, outcomes: Record<string, Outcome>): string {
   const { core, robust, behaviours } = tally(outcomes);
   const skipped = Object.values(outcomes).filter(({ status }) => status === 'skip').length;
-  const rows = Object.entries(behaviours).map(([dialect, value]) => `  ${dialect.padEnd(14)} ${value ?? 'not tested'}`);
+  const rows = Object.entries(behaviours).map(
+    ([dialect, value]) => `  ${dialect.padEnd(14)} ${value ?? 'not tested'}`,
+  );
   return [
-    `\n${suite}`, `  Core   (MUST)   ${ofCount(core)}`, `  Robust (SHOULD) ${ofCount(robust)}`,
-    `  not applicable  ${skipped}`, ...rows, '',
+    `\n${suite}`,
+    `  Core   (MUST)   ${ofCount(core)}`,
+    `  Robust (SHOULD) ${ofCount(robust)}`,
+    `  not applicable  ${skipped}`,
+    ...rows,
+    '',
   ].join('\n');
 }

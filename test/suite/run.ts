@@ -2,12 +2,28 @@
 import { once } from 'node:events';
 import net from 'node:net';
 import type { Plan } from '../../fixtures/conformance/callback.ts';
-import { allCases, planOf, tasksOf, type Case, type Level, type Names, type Send, type Step } from './cases.ts';
 import {
-  addressOf, exchange, getText, keep, RawConnection, type Answer, type Exchange, type Method,
+  allCases,
+  type Case,
+  type Level,
+  type Names,
+  planOf,
+  type Send,
+  type Step,
+  tasksOf,
+} from './cases.ts';
+import {
+  type Answer,
+  addressOf,
+  type Exchange,
+  exchange,
+  getText,
+  keep,
+  type Method,
+  RawConnection,
 } from './client.ts';
-import { Failure, startHarness, within, withResolvers, type Callbacks, type Harness } from './harness.ts';
-import { CAPABILITIES, Target, type Preflight } from './target.ts';
+import { type Callbacks, Failure, type Harness, startHarness, within, withResolvers } from './harness.ts';
+import { CAPABILITIES, type Preflight, Target } from './target.ts';
 
 export interface ConformanceOptions {
   /** Where the target answers, e.g. `http://127.0.0.1:9000`. */
@@ -72,12 +88,16 @@ export async function* conformance(options: ConformanceOptions): AsyncGenerator<
 export async function openSession(options: ConformanceOptions): Promise<Session> {
   const { deadlineMs = 10_000, repeat = 1 } = options;
   for (const [name, value] of Object.entries({ deadlineMs, repeat })) {
-    if (!Number.isInteger(value) || value < 1) throw new Failure(`Expected \`${name}\` to be 1 or more, got ${value}.`);
+    if (!Number.isInteger(value) || value < 1)
+      throw new Failure(`Expected \`${name}\` to be 1 or more, got ${value}.`);
   }
   const target = new Target({ ...options, deadlineMs });
   const harness = await startHarness();
   const played: { id: string; plans: Iterable<Callbacks>; counts: number[] }[] = [];
-  const close = async (): Promise<void> => { harness.close(); await target.stop(); };
+  const close = async (): Promise<void> => {
+    harness.close();
+    await target.stop();
+  };
   try {
     await target.start();
     const preflight = await target.preflight();
@@ -87,9 +107,20 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
       throw new Failure(`${target.url} is more than one process (two instances answered): run one worker`);
     }
     await tryOut(target, harness, deadlineMs);
-    const late = (): string[] => played.flatMap(({ id, plans, counts }) => [...plans].flatMap(({ arrived }, place) =>
-      arrived.slice(counts[place]).map((name) => `${name} called back after case ${id} had passed`)));
-    return { preflight, run, close, get late() { return late(); } };
+    const late = (): string[] =>
+      played.flatMap(({ id, plans, counts }) =>
+        [...plans].flatMap(({ arrived }, place) =>
+          arrived.slice(counts[place]).map((name) => `${name} called back after case ${id} had passed`),
+        ),
+      );
+    return {
+      preflight,
+      run,
+      close,
+      get late() {
+        return late();
+      },
+    };
 
     async function run(each: Case, stepMs = deadlineMs): Promise<Verdict> {
       const { id, clause, level, title, dialect } = each;
@@ -110,13 +141,18 @@ export async function openSession(options: ConformanceOptions): Promise<Session>
           const declared = dialect ? `the target declares ${dialect}: ${preflight.dialects[dialect]}` : '';
           const reason = [declared, observed && `and shows ${observed}`].filter(Boolean).join(', ');
           return {
-            ...base, status: 'fail', reason: [reason, error.message].filter(Boolean).join('; '), transcript, curl,
+            ...base,
+            status: 'fail',
+            reason: [reason, error.message].filter(Boolean).join('; '),
+            transcript,
+            curl,
             ...(observed && { observed }),
           };
         } finally {
           const plans = play.end();
           if (play.passed) played.push({ id, plans, counts: plans.map(({ arrived }) => arrived.length) });
-          if (target.canRestart && (each.tag === 'process' || !await play.leavesWell())) await target.stop();
+          if (target.canRestart && (each.tag === 'process' || !(await play.leavesWell())))
+            await target.stop();
         }
       }
     }
@@ -137,14 +173,20 @@ async function tryOut(target: Target, harness: Harness, deadlineMs: number): Pro
     if (wrong) throw new Failure(wrong);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    throw new Failure(`An empty plan is not answered as fixtures/conformance/README.md has it: ${error.message}`);
+    throw new Failure(
+      `An empty plan is not answered as fixtures/conformance/README.md has it: ${error.message}`,
+    );
   } finally {
     leave('close');
   }
 }
 
 /** Why a case cannot be played against this target. */
-function lacking({ needs, tag }: Case, { capabilities, dialects }: Preflight, canRestart: boolean): string | undefined {
+function lacking(
+  { needs, tag }: Case,
+  { capabilities, dialects }: Preflight,
+  canRestart: boolean,
+): string | undefined {
   if (tag === 'process' && !canRestart) return 'needs the command that starts the target';
   if (needs.includes('serial') && dialects['concurrency'] !== 'serial') {
     return 'the target runs the tasks of a request at the same time, as it declares';
@@ -163,7 +205,8 @@ function lacking({ needs, tag }: Case, { capabilities, dialects }: Preflight, ca
 function mismatch({ status, mark, body }: Answer, plan: Plan, method = 'POST'): string | undefined {
   const got = body && ` with ${JSON.stringify(body.slice(0, 80))}`;
   if (status !== plan.status) return `expected the status ${plan.status}, got ${status}${got}`;
-  if (mark !== 'kept') return `expected the header x-plan: kept, got ${mark ?? `none (status ${status}${got})`}`;
+  if (mark !== 'kept')
+    return `expected the header x-plan: kept, got ${mark ?? `none (status ${status}${got})`}`;
   const size = method === 'HEAD' ? 0 : plan.size;
   if (body === 'x'.repeat(size)) return undefined;
   return `expected a body of ${size} bytes 'x', got ${body.length} bytes: ${JSON.stringify(body.slice(0, 80))}`;
@@ -186,7 +229,9 @@ class Play {
   passed = false;
   curl = '';
   /** Of a dialect's step that is being played: what the target declares, the other value, and its names. */
-  #choice: { readonly other: string; readonly names: readonly string[]; readonly all: readonly string[] } | undefined;
+  #choice:
+    | { readonly other: string; readonly names: readonly string[]; readonly all: readonly string[] }
+    | undefined;
   #observed: string | undefined;
   readonly #case: Case;
   readonly #target: Target;
@@ -203,8 +248,14 @@ class Play {
   readonly #instance: () => string;
   readonly #strays: number;
 
-  constructor(each: Case, target: Target, harness: Harness, preflight: Preflight, deadlineMs: number,
-    instance: () => string) {
+  constructor(
+    each: Case,
+    target: Target,
+    harness: Harness,
+    preflight: Preflight,
+    deadlineMs: number,
+    instance: () => string,
+  ) {
     this.#case = each;
     this.#target = target;
     this.#harness = harness;
@@ -227,7 +278,8 @@ class Play {
       } catch (error) {
         if (!(error instanceof Failure)) throw error;
         const [stray] = this.#harness.strays.slice(this.#strays);
-        if (stray) error.message += `; the harness got ${stray}, which is no POST {callback}/{name} of a plan`;
+        if (stray)
+          error.message += `; the harness got ${stray}, which is no POST {callback}/{name} of a plan`;
         this.transcript.push(`  ${error.message}`);
         throw error;
       }
@@ -243,10 +295,14 @@ class Play {
   async other(): Promise<string | undefined> {
     const choice = this.#choice;
     if (!choice) return undefined;
-    const arrived = [...this.#sent].flatMap(([as, { callbacks }]) => callbacks.arrived.map((id) => label(as, id)))
+    const arrived = [...this.#sent]
+      .flatMap(([as, { callbacks }]) => callbacks.arrived.map((id) => label(as, id)))
       .filter((name) => choice.all.includes(name));
     if (arrived.some((name, place) => name !== choice.names[place])) return undefined;
-    return this.#fence(1).then(() => choice.other, () => undefined);
+    return this.#fence(1).then(
+      () => choice.other,
+      () => undefined,
+    );
   }
 
   /** Lets go of everything: what is held is answered, connections are closed. */
@@ -308,7 +364,10 @@ class Play {
     for (const name of this.#declared(names)) {
       this.#expected.add(name);
       const { callbacks, id } = this.#find(name);
-      await this.#within(() => `the call of ${name}`, this.#until(callbacks, () => callbacks.arrived.includes(id)));
+      await this.#within(
+        () => `the call of ${name}`,
+        this.#until(callbacks, () => callbacks.arrived.includes(id)),
+      );
     }
   }
 
@@ -348,9 +407,12 @@ class Play {
   async #connect(): Promise<void> {
     const socket = net.connect(addressOf(this.#target.url));
     this.#silent.push(socket.on('error', () => {})); // it may be reset: the target is to get rid of it
-    await this.#within(() => `a connection to ${this.#target.url}`, once(socket, 'connect').catch((error: Error) => {
-      throw new Failure(`a connection to ${this.#target.url} was refused: ${error.message}`);
-    }));
+    await this.#within(
+      () => `a connection to ${this.#target.url}`,
+      once(socket, 'connect').catch((error: Error) => {
+        throw new Failure(`a connection to ${this.#target.url} was refused: ${error.message}`);
+      }),
+    );
   }
 
   async #disconnect({ of = 'a', how = 'close' }: { of?: string; how?: 'close' | 'reset' }): Promise<void> {
@@ -366,16 +428,22 @@ class Play {
       this.#expected.add(name);
       const { callbacks, id } = this.#find(name);
       const isThere = (): boolean => callbacks.arrived.includes(id);
-      const early = (): string | undefined => (this.#preflight.dialects['concurrency'] === 'serial'
-        ? this.#held().find((other) => !this.#expected.has(other)) : undefined);
-      await this.#within(() => `the call of ${name}`, this.#until(callbacks, () => isThere() || early() !== undefined));
+      const early = (): string | undefined =>
+        this.#preflight.dialects['concurrency'] === 'serial'
+          ? this.#held().find((other) => !this.#expected.has(other))
+          : undefined;
+      await this.#within(
+        () => `the call of ${name}`,
+        this.#until(callbacks, () => isThere() || early() !== undefined),
+      );
       const other = early();
       const state = isThere() ? 'is still running' : 'has not called yet';
       if (other) throw new Failure(`${other} has called, and ${name}, which comes before it, ${state}`);
       this.#answer(name);
     }
     await this.#fence();
-    const more = [...this.#sent].flatMap(([as, { callbacks }]) => callbacks.arrived.map((id) => label(as, id)))
+    const more = [...this.#sent]
+      .flatMap(([as, { callbacks }]) => callbacks.arrived.map((id) => label(as, id)))
       .filter((name) => !this.#expected.has(name));
     if (more.length > 0) throw new Failure(`${more.join(', ')} called too, and nothing else was to call`);
   }
@@ -386,9 +454,17 @@ class Play {
     this.#target.signal(signal);
     // Until it accepts no more; a server that still does has had occasion to notice (a connect alone proves nothing).
     const leave = new AbortController();
-    const served = (): Promise<boolean> => getText(`${this.#target.url}/`, leave.signal).then(() => true, () => false);
+    const served = (): Promise<boolean> =>
+      getText(`${this.#target.url}/`, leave.signal).then(
+        () => true,
+        () => false,
+      );
     try {
-      for (let look = 0; look < 20 && await this.#within(() => 'an answer, or a refusal,', served(), true); look += 1);
+      for (
+        let look = 0;
+        look < 20 && (await this.#within(() => 'an answer, or a refusal,', served(), true));
+        look += 1
+      );
     } finally {
       leave.abort();
     }
@@ -409,14 +485,25 @@ class Play {
       const { callbacks, id } = this.#find(name);
       const text = callbacks.failures.get(id) ?? '';
       const found = (): boolean => this.#target.stderr.includes(text);
-      await this.#within(() => `the report of ${name} ('${text}') on stderr`, this.#target.onStderr(found), true);
+      await this.#within(
+        () => `the report of ${name} ('${text}') on stderr`,
+        this.#target.onStderr(found),
+        true,
+      );
     }
   }
 
   /** Whether the target is fit for the next case: a failed task may be ending it. */
   async leavesWell(): Promise<boolean> {
     const failed = this.#case.steps.some((step) => 'fail' in step);
-    return this.passed && (!failed || await this.#fence().then(() => true, () => false));
+    return (
+      this.passed &&
+      (!failed ||
+        (await this.#fence().then(
+          () => true,
+          () => false,
+        )))
+    );
   }
 
   /**
@@ -447,8 +534,9 @@ class Play {
   }
 
   #isBlocked(): boolean {
-    return [...this.#sent.values()].some(({ plan, callbacks: { held } }) => tasksOf(plan).some(
-      ({ id, kind }) => kind === 'sync' && held.includes(id)));
+    return [...this.#sent.values()].some(({ plan, callbacks: { held } }) =>
+      tasksOf(plan).some(({ id, kind }) => kind === 'sync' && held.includes(id)),
+    );
   }
 
   /** The names for the value that the target declares; `absence` turns what they mean. */
@@ -458,7 +546,11 @@ class Play {
     const declared = this.#preflight.dialects[this.#case.dialect ?? ''] ?? '';
     const other = Object.keys(lists).find((value) => value !== declared) ?? '';
     this.#observed = declared;
-    this.#choice = { other, names: lists[absence ? declared : other] ?? [], all: Object.values(lists).flat() };
+    this.#choice = {
+      other,
+      names: lists[absence ? declared : other] ?? [],
+      all: Object.values(lists).flat(),
+    };
     return lists[declared] ?? [];
   }
 
@@ -468,10 +560,17 @@ class Play {
 
   /** A call that no plan has: of another name, a second time, or no POST. @throws Failure */
   #odd(): void {
-    for (const [as, { plan, callbacks: { arrived, refused } }] of this.#sent) {
+    for (const [
+      as,
+      {
+        plan,
+        callbacks: { arrived, refused },
+      },
+    ] of this.#sent) {
       const of = as === 'a' ? '' : ` of ${as}`;
       const unknown = arrived.find((id) => !namesOf(plan).has(id));
-      if (unknown !== undefined) throw new Failure(`called back '${unknown}', which the plan${of} does not have`);
+      if (unknown !== undefined)
+        throw new Failure(`called back '${unknown}', which the plan${of} does not have`);
       const again = arrived.find((id, place) => arrived.indexOf(id) < place);
       if (again) throw new Failure(`${label(as, again)} called a second time`);
       if (refused[0]) throw new Failure(`called back with ${refused[0]}: a call is POST {callback}/{name}`);
@@ -483,12 +582,22 @@ class Play {
     const wrong = withResolvers<never>();
     let failure: unknown;
     const look = (): boolean => {
-      try { this.#odd(); } catch (error) { failure = error; }
+      try {
+        this.#odd();
+      } catch (error) {
+        failure = error;
+      }
       return failure !== undefined || found();
     };
     for (const sent of this.#sent.values()) {
-      sent.exchange.answer.then((answer) => mismatch(answer, sent.plan, sent.method), (error: Error) => error.message)
-        .then((message) => { if (message && sent.undisturbed) wrong.reject(new Failure(message)); });
+      sent.exchange.answer
+        .then(
+          (answer) => mismatch(answer, sent.plan, sent.method),
+          (error: Error) => error.message,
+        )
+        .then((message) => {
+          if (message && sent.undisturbed) wrong.reject(new Failure(message));
+        });
     }
     wrong.promise.catch(() => {});
     await Promise.race([callbacks.until(look), wrong.promise]);
@@ -522,7 +631,8 @@ class Play {
 const CHECKPOINTS: readonly string[] = ['enter', 'exit', 'handler', 'chunk'];
 
 /** Every name that a plan lets the target call. */
-const namesOf = (plan: Plan): Set<string> => new Set([...tasksOf(plan).map(({ id }) => id), ...plan.checkpoints]);
+const namesOf = (plan: Plan): Set<string> =>
+  new Set([...tasksOf(plan).map(({ id }) => id), ...plan.checkpoints]);
 
 const label = (as: string, id: string): string => (as === 'a' ? id : `${as}:${id}`);
 
