@@ -17,7 +17,9 @@ describe('the async context', () => {
       log.push(context.getStore());
       await new Promise(setImmediate);
       log.push(context.getStore());
-      if (log.length === 2) tasks.addTask(() => log.push(context.getStore()));
+      if (log.length === 2) {
+        tasks.addTask(() => log.push(context.getStore()));
+      }
     };
     context.run('one', () => tasks.addTask(see));
     context.run('two', () => tasks.addTask(see));
@@ -63,16 +65,22 @@ describe('the async context', () => {
             'finish',
             () =>
               void tasks.run().then(() => {
-                if (log.length === 4) finished.open();
+                if (log.length === 4) {
+                  finished.open();
+                }
               }),
           );
-          if (ends.push(() => res.end()) === 2) arrived.open();
+          if (ends.push(() => res.end()) === 2) {
+            arrived.open();
+          }
         }),
       );
       using client = await rawClient(port);
       client.send(GET.replace('/', '/one') + GET.replace('/', '/two'));
       await arrived;
-      for (const end of ends.reverse()) end();
+      for (const end of ends.reverse()) {
+        end();
+      }
       await finished;
       assert.deepEqual(log.sort(), ['/one', '/one', '/two', '/two']);
     },
@@ -86,7 +94,9 @@ function published(t: TestContext, req: IncomingMessage | undefined): object[] {
     const channel = `background-tasks:${event}`;
     const listener = (message: unknown): void => {
       const { request: of, ...rest } = message as TaskInfo;
-      if (of === req && 'request' in (message as TaskInfo)) log.push({ event, ...rest });
+      if (of === req && 'request' in (message as TaskInfo)) {
+        log.push({ event, ...rest });
+      }
     };
     subscribe(channel, listener);
     t.after(() => unsubscribe(channel, listener));

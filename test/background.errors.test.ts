@@ -106,7 +106,9 @@ describe('the report', () => {
       },
     ]).run();
     assert.equal(lines.length, 3);
-    for (const line of lines.slice(0, 2)) assert.ok(line.includes(error.stack ?? 'no stack'), line);
+    for (const line of lines.slice(0, 2)) {
+      assert.ok(line.includes(error.stack ?? 'no stack'), line);
+    }
     assert.match(lines[2] ?? '', /a string/);
   });
 });
@@ -201,7 +203,9 @@ describe('onTaskError', () => {
       assert.deepEqual(log, ['next']);
       const text = lines.join('\n');
       const parts = [/failing/, /Error: boom\n +at /, /Error: the reporter failed too\n +at /];
-      for (const part of parts) assert.match(text, part);
+      for (const part of parts) {
+        assert.match(text, part);
+      }
       assert.equal(text.split('Error: boom').length, 2, 'once');
     });
   }

@@ -36,7 +36,9 @@ describe('the event loop has its turns', () => {
       const seen = gate<number>();
       busy(11); // so that the first task begins a slice
       const task = (): unknown => {
-        if (ran++ === 0) setImmediate(() => seen.open(ran));
+        if (ran++ === 0) {
+          setImmediate(() => seen.open(ran));
+        }
         return block(1);
       };
       await queue(Array(30).fill(task)).run();
@@ -67,7 +69,9 @@ describe('the event loop has its turns', () => {
         return block(2);
       };
       await Promise.all(Array.from({ length: 30 }, () => queue([task]).run()));
-      for (const [number, tasks] of seen) assert.ok(tasks <= 5, `${tasks} tasks of 2 ms in turn ${number}`);
+      for (const [number, tasks] of seen) {
+        assert.ok(tasks <= 5, `${tasks} tasks of 2 ms in turn ${number}`);
+      }
       assert.ok(seen.size < 30, 'and no queue waits for a turn of its own');
     });
 

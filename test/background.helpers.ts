@@ -8,7 +8,9 @@ import { rawClient } from './helpers.ts';
 
 export function queue(tasks: readonly (() => unknown)[], options?: BackgroundTasksOptions): BackgroundTasks {
   const made = new BackgroundTasks(options);
-  for (const task of tasks) made.addTask(task);
+  for (const task of tasks) {
+    made.addTask(task);
+  }
   return made;
 }
 
@@ -19,13 +21,15 @@ export const names = (tasks: readonly TaskInfo[]): string[] => tasks.map(({ name
 
 /** Other queues run to their end, through several turns of the event loop: what was free to happen has happened. */
 export async function otherQueues(): Promise<void> {
-  for (let round = 0; round < 5; round += 1) await queue([() => {}, () => new Promise(setImmediate)]).run();
+  for (let round = 0; round < 5; round += 1) {
+    await queue([() => {}, () => new Promise(setImmediate)]).run();
+  }
 }
 
 /** Blocks the thread, as a task that computes does. */
 export function busy(ms: number): void {
   const end = performance.now() + ms;
-  while (performance.now() < end);
+  while (performance.now() < end) {}
 }
 
 export const boom = (): Error => new Error('boom');

@@ -32,7 +32,9 @@ describe('tasks run in order, one at a time', () => {
     let again: Promise<void> | undefined;
     const tasks = queue([
       () => {
-        if (log.push('first') === 1) again = tasks.run();
+        if (log.push('first') === 1) {
+          again = tasks.run();
+        }
       },
       () => log.push('second'),
     ]);
@@ -125,7 +127,9 @@ describe('tasks run in order, one at a time', () => {
       async (): Promise<void> => {
         log.push(text);
         await new Promise(setImmediate);
-        for (const each of next) tasks.addTask(write(each, ...(each === 'fourth' ? ['fifth'] : [])));
+        for (const each of next) {
+          tasks.addTask(write(each, ...(each === 'fourth' ? ['fifth'] : [])));
+        }
       };
     tasks.addTask(write('first', 'third', 'fourth'));
     tasks.addTask(write('second'));

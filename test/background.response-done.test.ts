@@ -24,7 +24,9 @@ async function exchange(t: TestContext, ...requests: string[]): Promise<Exchange
   const responses: ServerResponse[] = [];
   const arrived = gate();
   const server = await bareServer(t, (_, res) => {
-    if (responses.push(res) === requests.length) arrived.open();
+    if (responses.push(res) === requests.length) {
+      arrived.open();
+    }
   });
   const client = await rawClient(server.port);
   t.after(() => client.socket.destroy());
@@ -363,7 +365,9 @@ describe('what blocks the thread', () => {
         const blocked = gate<string>();
         const { port } = await bareServer(t, async (_, res) => {
           res.writeHead(200, { 'content-length': body.length }).end(body);
-          if (late) await once(res, 'finish');
+          if (late) {
+            await once(res, 'finish');
+          }
           await responseDone(res);
           blocked.open(Atomics.wait(shared, 0, 0, within.timeout));
         });
@@ -397,7 +401,9 @@ describe('what a connection keeps', () => {
       const done = responses.map(responseDone);
       assert.equal(socket.listenerCount('close'), before + 1);
       await fence();
-      for (const res of responses) res.end('whole');
+      for (const res of responses) {
+        res.end('whole');
+      }
       await Promise.all(done);
       await client.until('whole', 20);
       assert.ok(socket.listenerCount('close') <= before + 1);

@@ -45,25 +45,39 @@ function suite(name: string, options: ConformanceOptions): void {
     const opened = (): Session | undefined => {
       const first = refusal;
       refusal = undefined;
-      if (first) throw first instanceof Failure ? withoutStack(first.message) : first;
+      if (first) {
+        throw first instanceof Failure ? withoutStack(first.message) : first;
+      }
       return session;
     };
     test('the target answers as the contract has it', () => void opened());
     for (const each of allCases()) {
       test(`${each.id} ${each.statement}: ${each.title}`, async (t) => {
         const verdict = await opened()?.run(each);
-        if (!verdict) return t.skip('the target does not answer as the contract has it');
-        if (verdict.status === 'skip') return t.skip(verdict.reason);
-        if (verdict.observed) t.diagnostic(`${verdict.dialect}: ${verdict.observed}`);
-        if (verdict.status === 'pass') return;
-        if (each.level === 'SHOULD') t.todo('SHOULD');
+        if (!verdict) {
+          return t.skip('the target does not answer as the contract has it');
+        }
+        if (verdict.status === 'skip') {
+          return t.skip(verdict.reason);
+        }
+        if (verdict.observed) {
+          t.diagnostic(`${verdict.dialect}: ${verdict.observed}`);
+        }
+        if (verdict.status === 'pass') {
+          return;
+        }
+        if (each.level === 'SHOULD') {
+          t.todo('SHOULD');
+        }
         throw withoutStack(report(verdict));
       });
     }
     test('no call comes back after its case has passed', (t) => {
       const { late } = opened() ??
         t.skip('the target does not answer as the contract has it') ?? { late: [] };
-      if (late.length > 0) throw withoutStack(late.join('\n'));
+      if (late.length > 0) {
+        throw withoutStack(late.join('\n'));
+      }
     });
   });
 }

@@ -204,8 +204,9 @@ describe('what is refused', () => {
         }),
       ),
     ]);
-    for (const name of ['never', 'rejecting'])
+    for (const name of ['never', 'rejecting']) {
       assert.equal((await fetch(`${server.url}/${name}`)).status, 500);
+    }
   });
 
   test('an anonymous generator that never yields is named in the report all the same', async (t) => {

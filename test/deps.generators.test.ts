@@ -76,7 +76,9 @@ describe('a generator', () => {
         ]);
         assert.deepEqual(await answer(server), [200, ['inner', 'outer']]);
         await started;
-        for (let round = 0; round < 5; round += 1) await answer(server, '/fence');
+        for (let round = 0; round < 5; round += 1) {
+          await answer(server, '/fence');
+        }
         assert.deepEqual(log, ['enter outer', 'enter inner']);
         held.open();
         await server.app.idle();
@@ -182,7 +184,9 @@ describe('an error that is thrown in', () => {
     using client = await connect(t, server.port);
     client.send('GET / HTTP/1.1', 'host: a', '', '');
     await caught;
-    for (let round = 0; round < 5; round += 1) await answer(server, '/fence');
+    for (let round = 0; round < 5; round += 1) {
+      await answer(server, '/fence');
+    }
     assert.equal(client.received, '');
     held.open();
     assert.match(await client.until('Not Found"}'), /^HTTP\/1.1 404 /);

@@ -214,8 +214,9 @@ describe('an override', () => {
         throw new HTTPError(403, q);
       }),
     );
-    for (const round of [1, 2])
+    for (const round of [1, 2]) {
       assert.deepEqual(await answer(server, `/?q=${round}`), [403, { detail: `${round}` }]);
+    }
     assert.deepEqual(await answer(server), rejection(missing('query', 'q')));
   });
 

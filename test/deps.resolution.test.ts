@@ -206,9 +206,13 @@ describe('resolution', () => {
     });
     await using server = await serve([
       get('/', { name: named, tasks: backgroundTasks }, async ({ name, tasks }) => {
-        if (name === 'slow') await (entered.open(), held);
+        if (name === 'slow') {
+          await (entered.open(), held);
+        }
         tasks.addTask(() => log.push(`${name}: handler`));
-        if (name === 'fast') tasks.addTask(done.open, undefined);
+        if (name === 'fast') {
+          tasks.addTask(done.open, undefined);
+        }
       }),
     ]);
     const slow = answer(server, '/?name=slow');

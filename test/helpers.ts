@@ -70,7 +70,9 @@ export async function rawClient(
   let over = false;
   const waiting = new Set<() => void>();
   const check = (): void => {
-    for (const each of waiting) each();
+    for (const each of waiting) {
+      each();
+    }
   };
   socket.setEncoding('utf8').on('data', (chunk: string) => {
     received += chunk;
@@ -94,10 +96,13 @@ export async function rawClient(
     until: (text, times = 1) =>
       new Promise((resolve, reject) => {
         const look = (): void => {
-          if (received.split(text).length > times) resolve(received);
-          else if (over)
+          if (received.split(text).length > times) {
+            resolve(received);
+          } else if (over) {
             reject(new Error(`The connection ended before ${times} × '${text}'; received: ${received}`));
-          else return;
+          } else {
+            return;
+          }
           waiting.delete(look);
         };
         waiting.add(look);
@@ -139,7 +144,9 @@ export function child(args: readonly string[], options: ChildOptions = {}): Chil
   let over = false;
   const waiting = new Set<() => void>();
   const check = (): void => {
-    for (const each of waiting) each();
+    for (const each of waiting) {
+      each();
+    }
   };
   for (const name of ['stdout', 'stderr'] as const) {
     started[name].setEncoding('utf8').on('data', (chunk: string) => {
@@ -159,10 +166,13 @@ export function child(args: readonly string[], options: ChildOptions = {}): Chil
   const until: Child['until'] = (stream, pattern) =>
     new Promise((resolve, reject) => {
       const look = (): void => {
-        if (pattern.test(output[stream])) resolve(output[stream]);
-        else if (over)
+        if (pattern.test(output[stream])) {
+          resolve(output[stream]);
+        } else if (over) {
           reject(new Error(`The process ended before ${pattern} on ${stream}: ${JSON.stringify(output)}`));
-        else return;
+        } else {
+          return;
+        }
         waiting.delete(look);
       };
       waiting.add(look);
@@ -181,7 +191,9 @@ export function child(args: readonly string[], options: ChildOptions = {}): Chil
     kill: (signal) => void started.kill(signal),
     exited,
     async [Symbol.asyncDispose]() {
-      if (!over) started.kill('SIGKILL');
+      if (!over) {
+        started.kill('SIGKILL');
+      }
       await exited;
     },
   };

@@ -81,23 +81,35 @@ function expected({ stop, busy, reporter, reported, before, after }: Program): s
   const discard = (reason: string): string => {
     const dropped = queue.splice(started);
     closed ||= `were discarded: ${reason}`;
-    for (const { name, index } of dropped) log.push(`dropped ${index} ${name}: ${reason}`);
+    for (const { name, index } of dropped) {
+      log.push(`dropped ${index} ${name}: ${reason}`);
+    }
     return listed(dropped);
   };
   const act = (action: Action): unknown => {
-    if ('look' in action) return log.push(`unfinished: ${listed(queue.slice(finished))}`);
-    if ('run' in action) return log.push('run() is the same');
-    if ('discard' in action) return log.push(`discarded: ${discard(`reason ${action.discard}`)}`);
+    if ('look' in action) {
+      return log.push(`unfinished: ${listed(queue.slice(finished))}`);
+    }
+    if ('run' in action) {
+      return log.push('run() is the same');
+    }
+    if ('discard' in action) {
+      return log.push(`discarded: ${discard(`reason ${action.discard}`)}`);
+    }
     const index = queue.length;
     const n = (made += 1);
     const name = named(n, action.add) || `task ${index + 1} of POST /order`;
-    if (closed) return log.push(`Too late to add ${name}: this request's tasks ${closed}. Add it earlier.`);
+    if (closed) {
+      return log.push(`Too late to add ${name}: this request's tasks ${closed}. Add it earlier.`);
+    }
     return queue.push({ name, index, n, task: action.add });
   };
   for (const action of before) {
     act(action);
     isRunning ||= 'run' in action;
-    if (busy && isRunning && queue.length === 0) closed ||= 'have finished'; // what has no task does not wait
+    if (busy && isRunning && queue.length === 0) {
+      closed ||= 'have finished'; // what has no task does not wait
+    }
   }
   for (; started < queue.length; finished += 1) {
     const { name, index, n, task } = queue[started++]!;
@@ -109,7 +121,9 @@ function expected({ stop, busy, reporter, reported, before, after }: Program): s
         log.push(`onTaskError ${index} ${name}: ${n} failed`);
         reported.slice(failed, (failed += 1)).forEach(act);
       }
-      if (stop) discard('a task failed');
+      if (stop) {
+        discard('a task failed');
+      }
     }
     log.push(`end ${index} ${name}`);
   }
@@ -145,7 +159,9 @@ async function outcomeOf(running: Promise<void>): Promise<string> {
       outcome = 'rejects';
     },
   );
-  for (let turns = 0; !outcome && turns < 10_000; turns += 1) await new Promise(setImmediate);
+  for (let turns = 0; !outcome && turns < 10_000; turns += 1) {
+    await new Promise(setImmediate);
+  }
   return outcome || 'hangs';
 }
 
@@ -183,14 +199,19 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
   });
   let running: Promise<void> | undefined;
   const act = (action: Action): unknown => {
-    if (log.length > 1000) return undefined; // more than any program of the model: a defect must not go on for ever
-    if ('look' in action) return log.push(`unfinished: ${listed(tasks.unfinished)}`);
+    if (log.length > 1000) {
+      return undefined; // more than any program of the model: a defect must not go on for ever
+    }
+    if ('look' in action) {
+      return log.push(`unfinished: ${listed(tasks.unfinished)}`);
+    }
     if ('run' in action) {
       running ??= handled(tasks.run());
       return log.push(`run() is ${running === handled(tasks.run()) ? 'the same' : 'another'}`);
     }
-    if ('discard' in action)
+    if ('discard' in action) {
       return log.push(`discarded: ${listed(tasks.discard(`reason ${action.discard}`))}`);
+    }
     const { add: task } = action;
     const n = (made += 1);
     const fn = (...args: Parameters<typeof perform>): unknown => perform(...args);
@@ -204,11 +225,17 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
     const work = (): void => {
       log.push(`${n} runs`);
       body.forEach(act);
-      if (fails) throw new Error(`${n} failed`);
+      if (fails) {
+        throw new Error(`${n} failed`);
+      }
     };
-    if (kind === 1) return handled((async () => work())());
-    if (kind === 2) return handled(new Promise(setImmediate).then(work));
-    if (kind === 3)
+    if (kind === 1) {
+      return handled((async () => work())());
+    }
+    if (kind === 2) {
+      return handled(new Promise(setImmediate).then(work));
+    }
+    if (kind === 3) {
       return {
         then: (done: () => void, fail: (error: unknown) => void) => {
           try {
@@ -219,13 +246,18 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
           done();
         },
       };
+    }
     return work();
   };
   for (const action of program.before) {
     act(action);
-    for (let more = 9; program.busy && more > 0; more -= 1) await undefined; // no turn of the event loop
+    for (let more = 9; program.busy && more > 0; more -= 1) {
+      await undefined; // no turn of the event loop
+    }
   }
-  if (program.atOnce) await outcomeOf(started(tasks));
+  if (program.atOnce) {
+    await outcomeOf(started(tasks));
+  }
   log.push(`run() ${await outcomeOf(running ?? tasks.run())}`);
   program.after.forEach(act);
   return log;
@@ -234,16 +266,25 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
 /** The next smaller values: an action less, a body behind its task, a number or a `true` less, at whatever depth. */
 function* smaller<T>(value: T): Generator<T> {
   if (Array.isArray(value)) {
-    for (const at of value.keys()) yield value.toSpliced(at, 1) as T;
-    for (const [at, { add }] of (value as Partial<Record<'add', Task>>[]).entries()) {
-      if (add && add.body.length > 0)
-        yield value.toSpliced(at, 1, { add: { ...add, body: [] } }, ...add.body) as T;
+    for (const at of value.keys()) {
+      yield value.toSpliced(at, 1) as T;
     }
-    for (const [at, each] of value.entries())
-      for (const less of smaller(each)) yield value.with(at, less) as T;
+    for (const [at, { add }] of (value as Partial<Record<'add', Task>>[]).entries()) {
+      if (add && add.body.length > 0) {
+        yield value.toSpliced(at, 1, { add: { ...add, body: [] } }, ...add.body) as T;
+      }
+    }
+    for (const [at, each] of value.entries()) {
+      for (const less of smaller(each)) {
+        yield value.with(at, less) as T;
+      }
+    }
   } else if (typeof value === 'object') {
-    for (const [key, each] of Object.entries(value!))
-      for (const less of smaller(each)) yield { ...value, [key]: less };
+    for (const [key, each] of Object.entries(value!)) {
+      for (const less of smaller(each)) {
+        yield { ...value, [key]: less };
+      }
+    }
   } else if (value) {
     yield (typeof value === 'number' ? value - 1 : false) as T;
   }
@@ -276,18 +317,23 @@ async function difference(
   }
   for (let last; found !== last; ) {
     last = found;
-    for (const less of smaller(last!.program)) if (found === last) found = (await compare(less)) ?? last;
+    for (const less of smaller(last!.program)) {
+      if (found === last) {
+        found = (await compare(less)) ?? last;
+      }
+    }
   }
   return found;
 }
 
-const seed = Number(process.env['SEED'] ?? 1);
-const count = Number(process.env['PROGRAMS'] ?? 3000);
+const seed = Number(process.env.SEED ?? 1);
+const count = Number(process.env.PROGRAMS ?? 3000);
 
 test(`2, 3, 4 the queue does what its model does, in ${count} random programs (seed ${seed})`, async (t) => {
   const found = await difference(t, seed, count);
-  if (found)
+  if (found) {
     assert.deepEqual(found.actual, found.model, `SEED=${seed}: ${inspect(found.program, { depth: null })}`);
+  }
 });
 
 const add = (more: Partial<Task> = {}): Action => ({
@@ -313,7 +359,9 @@ class Deaf extends BackgroundTasks {
     try {
       super.addTask(...args);
     } catch (error) {
-      if (!/have finished/.test(String(error))) throw error;
+      if (!/have finished/.test(String(error))) {
+        throw error;
+      }
     }
   };
 }

@@ -18,10 +18,13 @@ let folder: string;
 before(async () => {
   folder = await mkdtemp(join(tmpdir(), 'response-first-'));
   await writeFile(join(folder, 'package.json'), '{"type":"module"}');
-  for (const file of ['background.ts', 'deps.ts', 'server.ts'])
+  for (const file of ['background.ts', 'deps.ts', 'server.ts']) {
     await cp(join(root, file), join(folder, file));
+  }
   const programs = readme.matchAll(/```ts\n\/\/ (\S+)\n(.*?)```/gs);
-  for (const [, name = '', code = ''] of programs) await writeFile(join(folder, name), code);
+  for (const [, name = '', code = ''] of programs) {
+    await writeFile(join(folder, name), code);
+  }
 });
 after(() => rm(folder, { recursive: true }));
 
@@ -71,7 +74,9 @@ test('the curl session of the README has its real output', async () => {
       continue;
     }
     // The tasks run after the responses, those of two requests in any order: ask until all have run.
-    while (text.length < output.length) text = await ask();
+    while (text.length < output.length) {
+      text = await ask();
+    }
     const sorted = (log: string): string[] => (JSON.parse(log) as { entries: string[] }).entries.sort();
     assert.deepEqual(sorted(text), sorted(output));
   }
@@ -105,7 +110,9 @@ test('back-pressure answers 503 with Retry-After while too many requests are pen
   using client = await rawClient(Number(port)); // one connection: fetch would open a hundred
   const all = new Promise<void>((resolve) => {
     arrived = () => {
-      if (held.length === 100) resolve();
+      if (held.length === 100) {
+        resolve();
+      }
     };
   });
   for (let count = 1; count <= 100; count += 1) {
@@ -116,7 +123,9 @@ test('back-pressure answers 503 with Retry-After while too many requests are pen
   client.send(`POST /jobs?hook=${to} HTTP/1.1`, 'host: a', '', '');
   const refused = await client.until('Too many tasks are waiting');
   assert.match(refused, /HTTP\/1\.1 503 Service Unavailable\r\n(.*\r\n)*retry-after: 1\r\n/);
-  for (const res of held) res.end();
+  for (const res of held) {
+    res.end();
+  }
   await app.idle();
   assert.equal((await post(`${url}/jobs?hook=${to}`)).status, 200);
   arrived = () => held.at(-1)?.end();

@@ -81,7 +81,9 @@ describe('what a handler returns', () => {
       get('/pending', () => app.pending),
     ]);
     await using server = await foreign((req, res) => {
-      if (req.url !== '/pending') res.writeHead(503).end('busy');
+      if (req.url !== '/pending') {
+        res.writeHead(503).end('busy');
+      }
       app.listener(req, res);
     });
     for (const path of ['/', '/missing']) {
@@ -104,8 +106,11 @@ describe('what a handler returns', () => {
         const received = await client.until('{"detail":"Not Found"}');
         assert.ok(received.startsWith(`HTTP/1.1 ${status} `));
         const [head = ''] = received.split('\r\n\r\n');
-        if (status === 204) assert.doesNotMatch(head, /content-length|transfer-encoding/i);
-        else if (empty === null && status !== 304) assert.match(received, /content-length: 0\r\n/);
+        if (status === 204) {
+          assert.doesNotMatch(head, /content-length|transfer-encoding/i);
+        } else if (empty === null && status !== 304) {
+          assert.match(received, /content-length: 0\r\n/);
+        }
       }
     }
   });
@@ -121,7 +126,7 @@ const read = new Response('read');
 await read.text();
 
 const circular: Record<string, unknown> = {};
-circular['self'] = circular;
+circular.self = circular;
 
 describe('what cannot be sent', () => {
   for (const [kind, make] of Object.entries<() => unknown>({
@@ -199,8 +204,9 @@ describe('what cannot be sent', () => {
       assert.deepEqual(log.entries, []);
       assert.equal(lines.length, 1);
       assert.match(lines[0] ?? '', /^GET \/\?a=b failed:/);
-      if (!/text|undefined|thrown Response|printed/.test(kind))
+      if (!/text|undefined|thrown Response|printed/.test(kind)) {
         assert.match(lines[0] ?? '', /Error(:| \[)[^]*\n +at /);
+      }
     });
   }
 });

@@ -94,7 +94,9 @@ describe('the app', () => {
           message: `Expected ${name} to be from 0 to 2 ** 31 - 1, got ${value}.`,
         });
       }
-      for (const value of [0, 0.5, 2 ** 31 - 1]) assert.doesNotThrow(() => createApp([], { [name]: value }));
+      for (const value of [0, 0.5, 2 ** 31 - 1]) {
+        assert.doesNotThrow(() => createApp([], { [name]: value }));
+      }
     }
   });
 
@@ -104,7 +106,9 @@ describe('the app', () => {
     const started = gate();
     const host = http
       .createServer((req, res) => {
-        if (req.url === '/ours') return app.listener(req, res);
+        if (req.url === '/ours') {
+          return app.listener(req, res);
+        }
         started.open();
         void held.then(() => res.end('of the host'));
       })

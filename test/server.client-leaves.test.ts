@@ -38,8 +38,11 @@ describe('a stream that breaks', () => {
       assert.deepEqual(log.entries, ['task']);
       assert.equal(lines.length, 1);
       assert.match(lines[0] ?? '', /^The response to GET \/\?a=b broke off: /);
-      if (error instanceof Error) assert.match(lines[0] ?? '', /Error: broken\n +at /);
-      else assert.ok(lines[0]?.endsWith(`: ${String(error)}`));
+      if (error instanceof Error) {
+        assert.match(lines[0] ?? '', /Error: broken\n +at /);
+      } else {
+        assert.ok(lines[0]?.endsWith(`: ${String(error)}`));
+      }
     });
   }
 
@@ -183,7 +186,9 @@ describe('a client that leaves', () => {
       await log.until('task');
     });
 
-    if (how === 'closes its half') continue; // and reads on, or stalls
+    if (how === 'closes its half') {
+      continue; // and reads on, or stalls
+    }
     test(`4 a client that ${how} in the middle of much JSON does not discard the queue (fact 7.1)`, async (t) => {
       const lines = stderr(t);
       const log = new Journal();

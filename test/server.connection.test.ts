@@ -31,10 +31,11 @@ describe('the connection is free', () => {
           const held = gate();
           await using server = await serve([
             get('/', { tasks: backgroundTasks }, ({ tasks }) => {
-              if (failing)
+              if (failing) {
                 tasks.addTask(() => {
                   throw new Error('expected');
                 });
+              }
               tasks.addTask(() => {
                 log.write('task');
                 return held;
@@ -117,7 +118,9 @@ describe('the connection is free', () => {
 
   for (const [kind, read] of Object.entries<(incoming: http.IncomingMessage) => unknown>({
     'in part': async (incoming) => {
-      for await (const _ of incoming.iterator({ destroyOnReturn: false })) return;
+      for await (const _ of incoming.iterator({ destroyOnReturn: false })) {
+        return;
+      }
     },
     'in part, and then paused,': async (incoming) => {
       await once(incoming, 'data');

@@ -105,7 +105,9 @@ describe('what runs later has the context of its request', () => {
         return client;
       }),
     );
-    for (const { socket } of clients) socket.destroy();
+    for (const { socket } of clients) {
+      socket.destroy();
+    }
     await app.idle();
     assert.deepEqual(log.entries.toSorted(), ['cancelled in /first', 'cancelled in /second']);
   });

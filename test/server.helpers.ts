@@ -23,7 +23,9 @@ export class Journal {
   };
   /** Resolves once `entry` is in it. */
   readonly until = async (entry: string): Promise<void> => {
-    while (!this.entries.includes(entry)) await once(this.#events, 'entry');
+    while (!this.entries.includes(entry)) {
+      await once(this.#events, 'entry');
+    }
   };
 }
 
@@ -40,7 +42,9 @@ export async function ask(url: string, options: http.RequestOptions = {}, conten
   const sent = http.request(url, { agent: false, ...options }).end(content);
   const [res] = (await once(sent, 'response')) as [http.IncomingMessage];
   let body = '';
-  for await (const chunk of res.setEncoding('utf8')) body += chunk;
+  for await (const chunk of res.setEncoding('utf8')) {
+    body += chunk;
+  }
   const { statusCode: status = 0, statusMessage: reason = '', headers, rawHeaders } = res;
   return { status, reason, headers, rawHeaders, body };
 }
@@ -52,7 +56,9 @@ const fenceRoute = get('/fence', { tasks: backgroundTasks }, async ({ tasks }) =
 
 const open = new Set<App>();
 afterEach(async () => {
-  for (const app of open) await app.close();
+  for (const app of open) {
+    await app.close();
+  }
   open.clear();
 }); // also after a deadline
 
@@ -65,7 +71,9 @@ export async function serve(routes: readonly Route[], options: AppOptions = {}):
 
 /** Other requests and their tasks come and go: what was free to happen has happened. */
 export async function fence(url: string): Promise<void> {
-  for (let round = 0; round < 5; round += 1) await ask(`${url}/fence`);
+  for (let round = 0; round < 5; round += 1) {
+    await ask(`${url}/fence`);
+  }
 }
 
 /** A `node:http` server that is not ours. */
@@ -103,8 +111,11 @@ export function source(
   return new ReadableStream({
     async pull(controller) {
       const text = await next();
-      if (text === undefined) controller.close();
-      else controller.enqueue(new TextEncoder().encode(text));
+      if (text === undefined) {
+        controller.close();
+      } else {
+        controller.enqueue(new TextEncoder().encode(text));
+      }
     },
     cancel,
   });

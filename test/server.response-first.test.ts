@@ -122,8 +122,11 @@ describe('the client has its response while the first task is held', () => {
         assert.match(received, /^HTTP\/1\.1 \d{3} [^]*\r\n\r\n/);
         assert.equal(client.socket.readableEnded, true, 'an end of file, not a reset');
         const [, length] = /content-length: (\d+)/.exec(received.slice(0, 1000)) ?? [];
-        if (length) assert.equal(received.slice(received.indexOf('\r\n\r\n') + 4).length, Number(length));
-        else if (kind === 'a stream') assert.match(received, /first[^]*second/);
+        if (length) {
+          assert.equal(received.slice(received.indexOf('\r\n\r\n') + 4).length, Number(length));
+        } else if (kind === 'a stream') {
+          assert.match(received, /first[^]*second/);
+        }
       }
       const agent = new http.Agent({ keepAlive: true });
       assert.ok((await ask(server.url, { agent })).status >= 200);
@@ -150,7 +153,9 @@ describe('the client has its response while the first task is held', () => {
           get('/busy', { tasks: backgroundTasks }, ({ tasks }) => {
             const spin = async (): Promise<void> => {
               await new Promise(setImmediate);
-              if (!over) tasks.addTask(spin);
+              if (!over) {
+                tasks.addTask(spin);
+              }
             };
             tasks.addTask(spin);
           }),

@@ -29,13 +29,15 @@ async function answers(routes: Route[], requests: Record<string, unknown>): Prom
     for (const [line, expected] of Object.entries(requests)) {
       const [method = '', target = ''] = line.split(' ');
       const { status, body, headers } = await ask(server.url, { method, path: target });
-      if (status === 200) assert.equal(body && JSON.parse(body), expected, line);
-      else
+      if (status === 200) {
+        assert.equal(body && JSON.parse(body), expected, line);
+      } else {
         assert.deepEqual(
           [status, JSON.parse(body).detail, headers.allow?.split(', ').toSorted()],
           expected,
           line,
         );
+      }
     }
   }
 }

@@ -32,7 +32,9 @@ const takes = ({ socket }: RawClient, text: string): Promise<void> =>
     socket
       .on('data', (chunk: string) => {
         end = (end + chunk).slice(-100);
-        if (end.includes(text)) resolve();
+        if (end.includes(text)) {
+          resolve();
+        }
       })
       .resume();
   });
@@ -110,7 +112,9 @@ describe('a reader that takes nothing', () => {
         using client = await rawClient(server.port);
         client.send(...(place ? GET('/large') : []), ...GET('/'));
         const socket = await arrived;
-        if (place) await log.until('the first is out');
+        if (place) {
+          await log.until('the first is out');
+        }
         assert.equal(socket.destroyed, false);
         client.socket.pause();
         using _sending = pester(client);
@@ -178,7 +182,9 @@ describe('a reader that takes nothing', () => {
           using _sending = pester(client);
           await stalled;
         }
-        if (when !== 'while it stalls') await takes(client, 'the last part');
+        if (when !== 'while it stalls') {
+          await takes(client, 'the last part');
+        }
         leave(client.socket);
         await log.until('task');
       });
@@ -192,8 +198,11 @@ describe('a reader that takes nothing', () => {
         post('/', { request }, ({ request }) => {
           const readAll = async (): Promise<void> => {
             for await (const _ of request) {
-              if (performance.now() > end) client.send('0', '', '');
-              else client.send('1', 'x', '');
+              if (performance.now() > end) {
+                client.send('0', '', '');
+              } else {
+                client.send('1', 'x', '');
+              }
             }
           };
           readAll().then(read.open, read.open);
@@ -219,7 +228,9 @@ describe('the timeout of a response ends with it', () => {
           tasks.addTask(log.write, 'the first is out');
           return new Response(
             firstAndThen(async () => {
-              if (how === 'pipelined') await log.until('second handler');
+              if (how === 'pipelined') {
+                await log.until('second handler');
+              }
               return 'rest';
             }),
           );
@@ -233,7 +244,9 @@ describe('the timeout of a response ends with it', () => {
       await using server = await foreign(app.listener, { keepAliveTimeout: 0 }); // or Node sets one of its own
       using client = await rawClient(server.port);
       client.send(...GET('/first'));
-      if (how === 'kept') await log.until('the first is out');
+      if (how === 'kept') {
+        await log.until('the first is out');
+      }
       client.send(...GET('/second'));
       assert.match(await client.until('}'), /\{"timeout":0\}/);
     });

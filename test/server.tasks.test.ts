@@ -44,7 +44,9 @@ describe('tasks run in order', () => {
     const held = gate();
     await using server = await serve([
       post('/:id', { id: path('id'), tasks: backgroundTasks }, ({ id, tasks }) => {
-        if (id === 'held') tasks.addTask(() => held);
+        if (id === 'held') {
+          tasks.addTask(() => held);
+        }
         tasks.addTask(log.write, id);
       }),
     ]);
@@ -81,8 +83,9 @@ describe('an error in a task stays inside', () => {
       const log = new Journal();
       await using server = await serve([
         post('/:place', { place: path('place'), tasks: backgroundTasks }, ({ place, tasks }) => {
-          for (const each of ['first', 'middle', 'last'])
+          for (const each of ['first', 'middle', 'last']) {
             tasks.addTask(each === place ? fail : () => log.write(each));
+          }
           return Response.json({ created: 'one' }, { status: 201, headers: { 'x-mark': '1' } });
         }),
       ]);
@@ -112,14 +115,18 @@ describe('an error in a task stays inside', () => {
       [
         post('/:id', { id: path('id'), tasks: backgroundTasks }, ({ id, tasks }) => {
           tasks.addTask(function charge() {
-            if (id === 'failing') throw new Error('expected');
+            if (id === 'failing') {
+              throw new Error('expected');
+            }
           });
           tasks.addTask(log.write, id);
         }),
       ],
       { afterFailure: 'stop' },
     );
-    for (const id of ['failing', 'fine']) await ask(`${server.url}/${id}`, { method: 'POST' });
+    for (const id of ['failing', 'fine']) {
+      await ask(`${server.url}/${id}`, { method: 'POST' });
+    }
     await server.app.idle();
     assert.deepEqual(log.entries, ['fine']);
     assert.match(lines[0] ?? '', /^Background task failed \(charge\): Error: expected\n +at /);
@@ -224,15 +231,18 @@ describe('a throw discards the queue', () => {
       );
       const failing = depends(async () => {
         const value = await fail();
-        if (value) throw new Error(String(value));
+        if (value) {
+          throw new Error(String(value));
+        }
       });
       await using server = await serve([
         get('/handler', { queued }, fail),
         get('/dependency', { queued, failing }, () => log.write('handler')),
         get('/returned', { queued }, () => Response.json({ detail: 'returned' }, { status })),
       ]);
-      for (const place of ['handler', 'dependency'])
+      for (const place of ['handler', 'dependency']) {
         assert.equal((await ask(`${server.url}/${place}`)).status, status);
+      }
       await fence(server.url);
       await server.app.idle();
       assert.deepEqual(log.entries, []);

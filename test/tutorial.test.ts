@@ -128,7 +128,9 @@ test('POST /items appends one line for each item to the file', async () => {
 
 test('no other endpoint writes to the file', async () => {
   await using app = await tutorial();
-  for (const { line, json } of rows.slice(1)) await app.request(line, json);
+  for (const { line, json } of rows.slice(1)) {
+    await app.request(line, json);
+  }
   await app.app.idle();
   await assert.rejects(readFile(app.logFile), { code: 'ENOENT' });
 });
@@ -224,7 +226,9 @@ async function logOf(url: string): Promise<string> {
   let entries = '';
   for (let trips = 0; trips < 20_000; trips += 1) {
     entries = await (await fetch(`${url}/task-log`)).text();
-    if (entries !== '{"entries":[]}') break;
+    if (entries !== '{"entries":[]}') {
+      break;
+    }
   }
   return entries;
 }

@@ -159,7 +159,9 @@ describe('the case files', () => {
   });
 
   test('a case begins with the number of its clause', () => {
-    for (const { id, clause } of allCases()) assert.ok(id.startsWith(`${clause}.`), `${id} is in ${clause}`);
+    for (const { id, clause } of allCases()) {
+      assert.ok(id.startsWith(`${clause}.`), `${id} is in ${clause}`);
+    }
   });
 
   test('the cases are those of ids.json, in the order of their numbers', () => {
@@ -184,7 +186,9 @@ describe('the case files', () => {
   });
 
   test('a case that is withdrawn has a reason', () => {
-    for (const [id, reason] of Object.entries(ids.withdrawn)) assert.match(reason, /\w/, id);
+    for (const [id, reason] of Object.entries(ids.withdrawn)) {
+      assert.match(reason, /\w/, id);
+    }
   });
 
   test('no two cases of a clause have the same title', () => {
@@ -467,7 +471,9 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
     const [verb = ''] = Object.keys(step);
     verbs.add(verb);
     const expect = (holds: boolean, flaw: string): void => {
-      if (!holds) found.push(`${verb}: ${flaw}`);
+      if (!holds) {
+        found.push(`${verb}: ${flaw}`);
+      }
     };
     if ('send' in step) {
       const { as = 'a', method } = step.send;
@@ -477,10 +483,16 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
       const again = names.find((each, place) => names.indexOf(each) < place);
       expect(again === undefined, `${again} is there twice`);
       expect(plan.stream || !plan.checkpoints.includes('chunk'), 'chunk without a stream');
-      for (const name of names) known.add(as === 'a' ? name : `${as}:${name}`);
+      for (const name of names) {
+        known.add(as === 'a' ? name : `${as}:${name}`);
+      }
       labels.add(as);
-      for (const capability of capabilitiesOf(plan)) uses.add(capability);
-      if (method) uses.add('head');
+      for (const capability of capabilitiesOf(plan)) {
+        uses.add(capability);
+      }
+      if (method) {
+        uses.add('head');
+      }
     }
     for (const { of = 'a' } of 'response' in step
       ? [step.response]
@@ -496,41 +508,71 @@ function flaws({ steps, needs, tag, dialect }: Case): string[] {
       uses.add('lists');
       expect(`${values}` === `${got}`, `expected lists for ${values}, got ${got}`);
     }
-    for (const name of namesIn(step)) expect(known.has(name), `${name} is not in a plan before`);
+    for (const name of namesIn(step)) {
+      expect(known.has(name), `${name} is not in a plan before`);
+    }
     if ('end' in step) {
-      for (const name of namesIn(step)) expect(!answered.has(name), `${name} was answered before`);
-      for (const name of [...namesIn(step), ...held]) answered.add(name);
+      for (const name of namesIn(step)) {
+        expect(!answered.has(name), `${name} was answered before`);
+      }
+      for (const name of [...namesIn(step), ...held]) {
+        answered.add(name);
+      }
       held.clear();
     }
     if ('arrive' in step) {
       for (const name of namesIn(step)) {
-        if (ahead.delete(name)) failed.add(name);
-        else if (!answered.has(name)) held.add(name);
+        if (ahead.delete(name)) {
+          failed.add(name);
+        } else if (!answered.has(name)) {
+          held.add(name);
+        }
       }
     }
     const answer = 'release' in step ? step.release : 'fail' in step ? step.fail.name : undefined;
     if (answer !== undefined) {
       const isAhead = 'fail' in step && step.fail.ahead;
       const isHeld = held.delete(answer);
-      if (isAhead) expect(!isHeld && !answered.has(answer), `${answer} is no call that may come`);
-      else expect(isHeld, `${answer} is not held`);
-      if ('fail' in step) (isAhead ? ahead : failed).add(answer);
+      if (isAhead) {
+        expect(!isHeld && !answered.has(answer), `${answer} is no call that may come`);
+      } else {
+        expect(isHeld, `${answer} is not held`);
+      }
+      if ('fail' in step) {
+        (isAhead ? ahead : failed).add(answer);
+      }
       answered.add(answer);
     }
-    if ('stderr' in step) for (const name of step.stderr) expect(failed.has(name), `${name} has not failed`);
+    if ('stderr' in step) {
+      for (const name of step.stderr) {
+        expect(failed.has(name), `${name} has not failed`);
+      }
+    }
   }
-  for (const name of ahead) found.push(`${name} fails ahead, and is not to arrive`);
+  for (const name of ahead) {
+    found.push(`${name} fails ahead, and is not to arrive`);
+  }
   // After a failure the rest of the world is another clause's subject.
   const says = ['end', 'exited'].some((verb) => verbs.has(verb)) || failed.size > 0;
-  if (!says) found.push('expected an end, an exited, or a failed task');
+  if (!says) {
+    found.push('expected an end, an exited, or a failed task');
+  }
   const seen = ['terminate', 'exited', 'stderr'].some((verb) => verbs.has(verb)) ? 'process' : 'wire';
-  if (tag !== seen) found.push(`expected the tag ${seen}`);
-  if (!uses.delete('lists') && dialect) found.push(`expected lists for ${dialect}`);
+  if (tag !== seen) {
+    found.push(`expected the tag ${seen}`);
+  }
+  if (!uses.delete('lists') && dialect) {
+    found.push(`expected lists for ${dialect}`);
+  }
   const breaks = [...failed].some((name) => name.endsWith('chunk'));
-  if (needs.includes('runBroken') && !breaks) found.push('needs: runBroken without a broken stream');
+  if (needs.includes('runBroken') && !breaks) {
+    found.push('needs: runBroken without a broken stream');
+  }
   const needed = needs.filter((need) => !['serial', 'after', 'runBroken'].includes(need)).toSorted();
   const used = [...uses].toSorted();
-  if (`${used}` !== `${needed}`) found.push(`needs: expected ${used}, got ${needed}`);
+  if (`${used}` !== `${needed}`) {
+    found.push(`needs: expected ${used}, got ${needed}`);
+  }
   return found;
 }
 
@@ -550,9 +592,15 @@ function capabilitiesOf(plan: Plan): string[] {
 
 /** The names of a step, of whatever dialect. */
 function namesIn(step: Step): readonly string[] {
-  if ('release' in step) return [step.release];
-  if ('fail' in step) return [step.fail.name];
-  if ('stderr' in step) return step.stderr;
+  if ('release' in step) {
+    return [step.release];
+  }
+  if ('fail' in step) {
+    return [step.fail.name];
+  }
+  if ('stderr' in step) {
+    return step.stderr;
+  }
   const names =
     'arrive' in step ? step.arrive : 'absent' in step ? step.absent : 'end' in step ? step.end : [];
   return isList(names) ? names : Object.values(names).flat();

@@ -72,7 +72,9 @@ export function parseClause(file: string, text: string): Clause {
   const value: unknown = JSON.parse(text);
   const found = problems(value, schema);
   const list = found.map((each) => `  ${each}`).join('\n');
-  if (list) throw new Error(`${file} is no valid case file:\n${list}`);
+  if (list) {
+    throw new Error(`${file} is no valid case file:\n${list}`);
+  }
   return value as Clause;
 }
 

@@ -55,11 +55,17 @@ export function exchange(url: string, method: Method, plan: Plan, kept?: Kept): 
   let seen = 'nothing';
   request.on('error', (error) => reject(broken(asked, error)));
   request.on('close', () => {
-    if (seen === 'nothing') reject(new Failure(`the connection of ${asked} was closed without a response`));
+    if (seen === 'nothing') {
+      reject(new Failure(`the connection of ${asked} was closed without a response`));
+    }
   });
   request.on('socket', (socket) => {
-    if (kept?.socket && kept.socket !== socket) reject(new Failure('the connection was not kept open'));
-    if (kept) kept.socket = socket;
+    if (kept?.socket && kept.socket !== socket) {
+      reject(new Failure('the connection was not kept open'));
+    }
+    if (kept) {
+      kept.socket = socket;
+    }
   });
   request.on('response', (response: IncomingMessage) => {
     const { statusCode: status = 0 } = response;
@@ -68,7 +74,9 @@ export function exchange(url: string, method: Method, plan: Plan, kept?: Kept): 
     response.setEncoding('latin1').on('data', (chunk: string) => {
       body += chunk;
       seen = `the status ${status} and ${body.length} bytes`;
-      if (body.length <= plan.size + MARGIN) return;
+      if (body.length <= plan.size + MARGIN) {
+        return;
+      }
       reject(
         new Failure(`the response to ${asked} has no end: ${plan.size} bytes were asked for, got ${seen}`),
       );
@@ -116,7 +124,9 @@ export class RawConnection {
     };
     this.#socket.setEncoding('latin1').on('data', (chunk: string) => {
       this.#text += chunk;
-      if (this.#text.length > this.#allowed) failed(`the response to ${this.#asked} has no end`);
+      if (this.#text.length > this.#allowed) {
+        failed(`the response to ${this.#asked} has no end`);
+      }
     });
     this.#socket.on('error', (error) => failed(broken(this.#asked, error).message));
     this.#socket.on('end', () => this.#end.resolve(this.#text));
@@ -184,7 +194,9 @@ export function getText(url: string, signal?: AbortSignal): Promise<{ status: nu
     let text = '';
     response.setEncoding('utf8').on('data', (chunk: string) => {
       text += chunk;
-      if (text.length <= MARGIN) return;
+      if (text.length <= MARGIN) {
+        return;
+      }
       reject(new Failure(`GET ${url} is answered without an end: more than 1 MiB has come`));
       request.destroy();
     });

@@ -44,7 +44,9 @@ const send = (response: ServerResponse, { status, size }: Plan): unknown =>
 const good: Run = async (plan, response) => {
   await checkpoint(plan, 'handler');
   send(response, plan);
-  for (const { id } of plan.handler) await call(plan, id).catch(() => {});
+  for (const { id } of plan.handler) {
+    await call(plan, id).catch(() => {});
+  }
 };
 const json =
   (value: unknown): http.RequestListener =>
@@ -63,7 +65,9 @@ async function listening(server: Server): Promise<Listening> {
   return {
     url: `http://127.0.0.1:${port}`,
     async [Symbol.asyncDispose]() {
-      for (const socket of sockets) socket.destroy();
+      for (const socket of sockets) {
+        socket.destroy();
+      }
       await once(server.close(), 'close');
     },
   };
@@ -73,7 +77,9 @@ async function listening(server: Server): Promise<Listening> {
 function target({ get = json(preflight), run = good, every }: Answers): Promise<Listening> {
   return listening(
     http.createServer(async (request, response) => {
-      if (request.method === 'GET') return get(request, response);
+      if (request.method === 'GET') {
+        return get(request, response);
+      }
       const plan: Plan = JSON.parse(Buffer.concat(await request.toArray()).toString());
       const answer = every ?? (isEmpty(plan) || isOfFence(plan) ? good : run);
       await answer(plan, response, request.socket);
@@ -112,7 +118,9 @@ async function verdictOf(answers: Answers, each: Case, deadlineMs?: number): Pro
   await using server = await target(answers);
   await using opened = await open({ url: server.url });
   const verdict = await opened.session.run(each, deadlineMs);
-  if (verdict.status === 'fail') isSentence(verdict.reason);
+  if (verdict.status === 'fail') {
+    isSentence(verdict.reason);
+  }
   return { ...verdict, ...(verdict.reason && { reason: verdict.reason.replaceAll(server.url, '') }) };
 }
 
@@ -125,8 +133,11 @@ async function failsWith(
 ): Promise<void> {
   const verdict = await verdictOf(answers, each, deadlineMs);
   assert.equal(verdict.status, 'fail');
-  if (typeof reason === 'string') assert.equal(verdict.reason, reason);
-  else assert.match(verdict.reason ?? '', reason);
+  if (typeof reason === 'string') {
+    assert.equal(verdict.reason, reason);
+  } else {
+    assert.match(verdict.reason ?? '', reason);
+  }
 }
 
 /** Why these options are refused, in one sentence. */
@@ -274,8 +285,11 @@ describe('an address is refused', FEW, () => {
   for (const [what, get, refusal] of answers) {
     test(`that answers ${what}`, async () => {
       const message = await refusalBy(target({ get }));
-      if (typeof refusal === 'string') assert.equal(message, refusal);
-      else assert.match(message, refusal);
+      if (typeof refusal === 'string') {
+        assert.equal(message, refusal);
+      } else {
+        assert.match(message, refusal);
+      }
     });
   }
 
@@ -388,7 +402,9 @@ describe('an address is accepted', { concurrency: true }, () => {
 
   test('of IPv6, also for a connection in raw bytes', async (t) => {
     const server = http.createServer(async (request, response) => {
-      if (request.method === 'GET') return json(preflight)(request, response);
+      if (request.method === 'GET') {
+        return json(preflight)(request, response);
+      }
       await good(JSON.parse(Buffer.concat(await request.toArray()).toString()), response, request.socket);
     });
     try {
@@ -442,7 +458,9 @@ describe('an address is accepted', { concurrency: true }, () => {
     const ids: string[] = [];
     for await (const { id } of conformance({ url: server.url })) {
       ids.push(id);
-      if (id === '1.1.2') break;
+      if (id === '1.1.2') {
+        break;
+      }
     }
     assert.deepEqual(ids, ['1.1.1', '1.1.2']);
   });
@@ -570,7 +588,9 @@ describe('a case fails', FEW, () => {
       'h2 has called already',
       {
         every: (plan, response) => {
-          if (isOfFence(plan)) return undefined;
+          if (isOfFence(plan)) {
+            return undefined;
+          }
           send(response, plan);
           return Promise.allSettled(plan.handler.toReversed().map(({ id }) => call(plan, id)));
         },
@@ -788,7 +808,9 @@ describe('a dialect', FEW, () => {
   const stops: Run = async (plan, response) => {
     send(response, plan);
     try {
-      for (const { id } of plan.handler) await call(plan, id);
+      for (const { id } of plan.handler) {
+        await call(plan, id);
+      }
     } catch {
       /* and no more */
     }
@@ -815,7 +837,9 @@ describe('a dialect', FEW, () => {
   test('that is shown as neither of the two fails, and nothing is observed', async () => {
     const swapped: Run = async (plan, response) => {
       send(response, plan);
-      for (const name of ['h1', 'h3', 'h2']) await call(plan, name).catch(() => {});
+      for (const name of ['h1', 'h3', 'h2']) {
+        await call(plan, name).catch(() => {});
+      }
     };
     const { status, observed, reason } = await verdictOf({ get: declaring('continue'), run: swapped }, each);
     assert.deepEqual([status, observed], ['fail', undefined]);
@@ -825,10 +849,15 @@ describe('a dialect', FEW, () => {
   test('of a target that does not serve on fails, and nothing is observed', async () => {
     const state = { dead: false };
     const every: Run = async (plan, response) => {
-      if (state.dead) response.destroy();
-      else send(response, plan);
+      if (state.dead) {
+        response.destroy();
+      } else {
+        send(response, plan);
+      }
       try {
-        for (const { id } of plan.handler) await call(plan, id);
+        for (const { id } of plan.handler) {
+          await call(plan, id);
+        }
       } catch {
         state.dead = true;
       }
@@ -876,8 +905,11 @@ describe('a call after its case', { concurrency: true }, () => {
   test('in the case that follows is none of the latter', async () => {
     const first = gate<Plan>();
     const run: Run = async (plan, response, socket) => {
-      if (plan.size === 3) await call(await first, 'h1');
-      else first.open(plan);
+      if (plan.size === 3) {
+        await call(await first, 'h1');
+      } else {
+        first.open(plan);
+      }
       await good(plan, response, socket);
     };
     await using server = await target({ run });
@@ -1146,7 +1178,9 @@ describe('a call that fails ahead', { concurrency: true }, () => {
     const [sent, over] = [gate(), gate()];
     let requests = 0;
     return async (plan, response, socket) => {
-      if (requests++ > 0 && isSerial) await sent;
+      if (requests++ > 0 && isSerial) {
+        await sent;
+      }
       try {
         await checkpoint(plan, 'handler');
         send(response, plan);
@@ -1191,7 +1225,9 @@ describe('a call that fails ahead', { concurrency: true }, () => {
     const broken = gate();
     const first = breaks(false, broken.open);
     const run: Run = async (...args) => {
-      if (args[0].checkpoints.length > 0) return first(...args);
+      if (args[0].checkpoints.length > 0) {
+        return first(...args);
+      }
       await broken;
       return args[1].writeHead(500).end();
     };
@@ -1305,7 +1341,7 @@ describe('test/conformance.test.ts', { concurrency: true }, () => {
 function endless(to: ServerResponse | Socket): void {
   const chunk = 'x'.repeat(2 ** 16);
   const more = (): void => {
-    while (!to.destroyed && to.write(chunk));
+    while (!to.destroyed && to.write(chunk)) {}
   };
   to.on('drain', more);
   more();

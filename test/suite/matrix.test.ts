@@ -36,7 +36,9 @@ describe('the committed results', () => {
 });
 
 test('the tables of both pages are those that `npm run matrix -- --tables` writes', () => {
-  for (const [url, text] of pages()) assert.equal(readFileSync(url, 'utf8'), text, url.pathname);
+  for (const [url, text] of pages()) {
+    assert.equal(readFileSync(url, 'utf8'), text, url.pathname);
+  }
 });
 
 test('a part of a page is replaced between its marks, and a page without marks is refused', () => {

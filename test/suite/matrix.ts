@@ -38,7 +38,9 @@ interface Result {
 /** Changes with every change of a case. */
 export function casesHash(): string {
   const hash = createHash('sha256');
-  for (const [name, text] of clauseFiles()) hash.update(`${name}\0${text}\0`);
+  for (const [name, text] of clauseFiles()) {
+    hash.update(`${name}\0${text}\0`);
+  }
   return hash.digest('hex').slice(0, 16);
 }
 
@@ -74,9 +76,13 @@ async function play(name: string): Promise<{ result: Result; verdicts: Verdict[]
       const verdict = await session.run(each);
       verdicts.push(verdict);
       const { level, id, title, reason, curl } = verdict;
-      if (verdict.status === 'fail') console.log(`${name}: ${level} ${id} ${title}: ${reason}\n    ${curl}`);
+      if (verdict.status === 'fail') {
+        console.log(`${name}: ${level} ${id} ${title}: ${reason}\n    ${curl}`);
+      }
     }
-    if (session.late.length > 0) throw new Error(`${name}: ${session.late.join('; ')}`);
+    if (session.late.length > 0) {
+      throw new Error(`${name}: ${session.late.join('; ')}`);
+    }
   } finally {
     await session.close();
   }
@@ -89,8 +95,12 @@ async function play(name: string): Promise<{ result: Result; verdicts: Verdict[]
 
 /** What differs between a result and the one that is committed; nothing if they are equal. */
 function differences(result: Result, committed: Result | undefined): string[] {
-  if (!committed) return ['there is no committed result'];
-  if (committed.cases !== result.cases) return ['the committed result is of other cases'];
+  if (!committed) {
+    return ['there is no committed result'];
+  }
+  if (committed.cases !== result.cases) {
+    return ['the committed result is of other cases'];
+  }
   return Object.entries(result.outcomes).flatMap(([id, { status, observed }]) => {
     const before = committed.outcomes[id];
     const same = before?.status === status && before.observed === observed;
@@ -113,7 +123,9 @@ const BEHAVIOURS = {
 export function matrixTable(): string {
   const rows = [REFERENCE, ...peerFolders()].flatMap((name) => {
     const result = resultOf(name);
-    if (!result) return [];
+    if (!result) {
+      return [];
+    }
     const { core, robust, behaviours: b } = tally(result.outcomes);
     const label =
       name === REFERENCE ? '**response-first** (this)' : `[${peerOf(name).name}](fixtures/peers/${name})`;
@@ -155,7 +167,9 @@ export function withPart(text: string, name: string, part: string): string {
   const [begin, end] = [`<!-- ${name} -->`, `<!-- /${name} -->`];
   const [before, rest] = text.split(begin);
   const after = rest?.split(end)[1];
-  if (before === undefined || after === undefined) throw new Error(`Expected ${begin} … ${end} in the page.`);
+  if (before === undefined || after === undefined) {
+    throw new Error(`Expected ${begin} … ${end} in the page.`);
+  }
   return `${before}${begin}\n${part}\n${end}${after}`;
 }
 
@@ -175,20 +189,28 @@ async function main(): Promise<void> {
   const { values, positionals } = parseArgs({ options, allowPositionals: true });
   const all = [REFERENCE, ...peerFolders()];
   const unknown = positionals.find((name) => !all.includes(name));
-  if (unknown) throw new Error(`Expected one of ${all.join(', ')}, got ${unknown}.`);
+  if (unknown) {
+    throw new Error(`Expected one of ${all.join(', ')}, got ${unknown}.`);
+  }
   for (const name of values.tables ? [] : positionals.length > 0 ? positionals : all) {
     const { result, verdicts } = await play(name);
     const failed = verdicts.filter(({ status }) => status === 'fail').length;
     console.log(`${name}: ${verdicts.length} cases, ${failed} failed (${result.version})`);
     const different = differences(result, resultOf(name));
-    if (!values.check) writeFileSync(new URL('result.json', folderOf(name)), serialised(result));
-    else
+    if (!values.check) {
+      writeFileSync(new URL('result.json', folderOf(name)), serialised(result));
+    } else {
       for (const each of different) {
         console.log(`${name}: ${each}`);
         process.exitCode = 1;
       }
+    }
   }
-  if (!values.check) for (const [url, text] of pages()) writeFileSync(url, text);
+  if (!values.check) {
+    for (const [url, text] of pages()) {
+      writeFileSync(url, text);
+    }
+  }
 }
 
 /** One outcome a line. */
@@ -199,4 +221,6 @@ function serialised({ outcomes, ...head }: Result): string {
   return `${start},\n  "outcomes": {\n${lines.join(',\n')}\n  }\n}\n`;
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main();
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  await main();
+}

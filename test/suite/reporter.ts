@@ -40,8 +40,12 @@ export default async function* reporter(events: AsyncIterable<TestEvent>): Async
       last = outcomes[id] = { status };
       const { cause, message } = data.details?.error ?? {};
       const text = status === 'skip' ? `${data.skip}` : cause instanceof Error ? cause.message : message;
-      if (status !== 'pass' && text) last.reason = text;
-      if (status === 'fail') yield `\n${cases.get(id)?.level} ${name}\n${text?.replace(/^/gm, '  ')}\n`;
+      if (status !== 'pass' && text) {
+        last.reason = text;
+      }
+      if (status === 'fail') {
+        yield `\n${cases.get(id)?.level} ${name}\n${text?.replace(/^/gm, '  ')}\n`;
+      }
     } else if (type === 'test:fail' && data.nesting === 1) {
       yield `\n${name}\n  ${data.details?.error?.message}\n`;
     } else if ((type === 'test:pass' || type === 'test:fail') && data.nesting === 0) {
@@ -51,10 +55,14 @@ export default async function* reporter(events: AsyncIterable<TestEvent>): Async
     }
   }
   for (const [suite, outcomes] of suites) {
-    if (Object.values(outcomes).some(({ status }) => status !== 'skip')) yield table(suite, outcomes);
+    if (Object.values(outcomes).some(({ status }) => status !== 'skip')) {
+      yield table(suite, outcomes);
+    }
   }
-  const file = process.env['CONFORMANCE_JSON'];
-  if (file) writeFileSync(file, `${JSON.stringify(Object.fromEntries(suites), undefined, 2)}\n`);
+  const file = process.env.CONFORMANCE_JSON;
+  if (file) {
+    writeFileSync(file, `${JSON.stringify(Object.fromEntries(suites), undefined, 2)}\n`);
+  }
 }
 
 function table(suite: string, outcomes: Record<string, Outcome>): string {

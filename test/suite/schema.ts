@@ -14,14 +14,20 @@ type Check = (
 export function problems(value: unknown, schema: Schema, root: Schema = schema, at = ''): string[] {
   return Object.entries(schema).flatMap(([keyword, rule]) => {
     const check = CHECKS[keyword];
-    if (!check) throw new Error(`Expected a known keyword of JSON Schema at '${at}', got '${keyword}'.`);
+    if (!check) {
+      throw new Error(`Expected a known keyword of JSON Schema at '${at}', got '${keyword}'.`);
+    }
     return check(value, rule, { schema, root, at });
   });
 }
 
 const typeOf = (value: unknown): string => {
-  if (value === null) return 'null';
-  if (Array.isArray(value)) return 'array';
+  if (value === null) {
+    return 'null';
+  }
+  if (Array.isArray(value)) {
+    return 'array';
+  }
   return Number.isInteger(value) ? 'integer' : typeof value;
 };
 const isObject = (value: unknown): value is Members => typeOf(value) === 'object';
@@ -35,7 +41,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
   $ref: (value, rule, { root, at }) =>
     problems(
       value,
-      (root['$defs'] as Record<string, Schema>)[`${rule}`.slice('#/$defs/'.length)] ?? {},
+      (root.$defs as Record<string, Schema>)[`${rule}`.slice('#/$defs/'.length)] ?? {},
       root,
       at,
     ),
@@ -73,7 +79,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
     ),
   additionalProperties: (value, rule, { schema, root, at }) =>
     (isObject(value) ? Object.keys(value) : [])
-      .filter((name) => !Object.hasOwn((schema['properties'] ?? {}) as object, name))
+      .filter((name) => !Object.hasOwn((schema.properties ?? {}) as object, name))
       .flatMap((name) =>
         rule === false
           ? [`${at}: '${name}' is not known here`]
@@ -81,7 +87,9 @@ const CHECKS: Readonly<Record<string, Check>> = {
       ),
   anyOf: (value, rule, { root, at }) => {
     const tries = (rule as Schema[]).map((each) => problems(value, each, root, at));
-    if (tries.some((found) => found.length === 0)) return [];
+    if (tries.some((found) => found.length === 0)) {
+      return [];
+    }
     return [`${at}: none of the forms fits: ${tries.flat().join('; ')}`];
   },
 };

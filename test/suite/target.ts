@@ -59,8 +59,12 @@ export class Target {
   /** Starts the command, where it is not running, and waits until the address accepts a connection. True if it did. */
   async start(): Promise<boolean> {
     const { url, command, cwd, startDeadlineMs = 120_000 } = this.#options;
-    if (!command) return false;
-    if (this.running && (await accepts(url))) return false;
+    if (!command) {
+      return false;
+    }
+    if (this.running && (await accepts(url))) {
+      return false;
+    }
     await this.stop(); // one that runs and does not listen is about to end, or of no use
     if (await within(startDeadlineMs, `a connection to ${url}, or its refusal,`, accepts(url))) {
       throw new Failure(
@@ -94,8 +98,12 @@ export class Target {
         this.running = false;
       });
     const accepting = async (): Promise<void> => {
-      while (this.running && !(await accepts(url))) await pause();
-      if (this.running) return;
+      while (this.running && !(await accepts(url))) {
+        await pause();
+      }
+      if (this.running) {
+        return;
+      }
       const end = await this.exited;
       const how = end?.signal ?? `exit code ${end?.code ?? 'unknown'}`;
       throw new Failure(`\`${command}\` ended (${how}) before it listened on ${url}; ${this.#lastWords}`);
@@ -105,7 +113,9 @@ export class Target {
     } catch (error) {
       const { running } = this;
       await this.stop();
-      if (running && error instanceof Failure) error.message += `; ${this.#lastWords}`;
+      if (running && error instanceof Failure) {
+        error.message += `; ${this.#lastWords}`;
+      }
       throw error;
     }
     return true;
@@ -131,13 +141,17 @@ export class Target {
   }
 
   signal(name: NodeJS.Signals): void {
-    if (!this.#process || !this.running) throw new Failure('the process is over already');
+    if (!this.#process || !this.running) {
+      throw new Failure('the process is over already');
+    }
     this.#process.kill(name);
   }
 
   /** Ends the process and its children, if any. */
   async stop(): Promise<void> {
-    if (!this.#process?.pid) return;
+    if (!this.#process?.pid) {
+      return;
+    }
     try {
       process.kill(-this.#process.pid, 'SIGKILL');
     } catch {
@@ -148,7 +162,9 @@ export class Target {
     this.#process = undefined;
     const { url, deadlineMs } = this.#options;
     const deadline = performance.now() + deadlineMs;
-    while (performance.now() < deadline && (await accepts(url))) await pause(); // a child of it may still be dying
+    while (performance.now() < deadline && (await accepts(url))) {
+      await pause(); // a child of it may still be dying
+    }
   }
 
   /** @throws Failure in one sentence if the address does not answer the contract's `GET /`. */
@@ -169,7 +185,9 @@ export class Target {
       );
     const wrong = (key: string, expected: string, value: unknown): Failure =>
       failure(`expected \`${key}\` to be ${expected}, got ${JSON.stringify(value) ?? 'nothing'}`);
-    if (status !== 200) throw failure('expected the status 200');
+    if (status !== 200) {
+      throw failure('expected the status 200');
+    }
     let answer: Partial<Preflight> | null;
     try {
       answer = JSON.parse(text);
@@ -177,17 +195,29 @@ export class Target {
       throw failure('expected JSON');
     }
     const { contract, name, version, instance, capabilities, dialects } = answer ?? {};
-    if (contract !== 1) throw wrong('contract', '1', contract);
-    for (const [key, value] of Object.entries({ name, version, instance })) {
-      if (typeof value !== 'string' || value === '') throw wrong(key, 'a text', value);
+    if (contract !== 1) {
+      throw wrong('contract', '1', contract);
     }
-    if (!Array.isArray(capabilities)) throw wrong('capabilities', 'a list', capabilities);
+    for (const [key, value] of Object.entries({ name, version, instance })) {
+      if (typeof value !== 'string' || value === '') {
+        throw wrong(key, 'a text', value);
+      }
+    }
+    if (!Array.isArray(capabilities)) {
+      throw wrong('capabilities', 'a list', capabilities);
+    }
     const unknown = capabilities.find((each) => !CAPABILITIES.includes(each));
-    if (unknown !== undefined) throw wrong('capabilities', `of ${CAPABILITIES.join(', ')}`, unknown);
+    if (unknown !== undefined) {
+      throw wrong('capabilities', `of ${CAPABILITIES.join(', ')}`, unknown);
+    }
     for (const [dialect, { values, needs }] of Object.entries(DIALECTS)) {
       const value = dialects?.[dialect];
-      if (value === undefined && needs && !capabilities.includes(needs)) continue;
-      if (!value || !values.includes(value)) throw wrong(`dialects.${dialect}`, values.join(' or '), value);
+      if (value === undefined && needs && !capabilities.includes(needs)) {
+        continue;
+      }
+      if (!value || !values.includes(value)) {
+        throw wrong(`dialects.${dialect}`, values.join(' or '), value);
+      }
     }
     return answer as Preflight;
   }
@@ -196,7 +226,9 @@ export class Target {
 /** The address without a path. @throws Failure if it has one, or is no address. */
 function originOf(url: string): string {
   const { protocol, pathname, search, origin } = URL.canParse(url) ? new URL(url) : {};
-  if (protocol === 'http:' && pathname === '/' && search === '') return `${origin}`;
+  if (protocol === 'http:' && pathname === '/' && search === '') {
+    return `${origin}`;
+  }
   throw new Failure(
     `Expected the target's address to be like http://127.0.0.1:9000, without a path, got '${url}'.`,
   );
@@ -220,10 +252,14 @@ function endWith(target: ChildProcess): void {
     kill();
     process.kill(process.pid, signal);
   };
-  for (const signal of signals) process.once(signal, end);
+  for (const signal of signals) {
+    process.once(signal, end);
+  }
   process.once('exit', kill);
   target.once('exit', () => {
-    for (const signal of signals) process.off(signal, end);
+    for (const signal of signals) {
+      process.off(signal, end);
+    }
     process.off('exit', kill);
   });
 }
