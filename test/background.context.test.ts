@@ -9,7 +9,7 @@ import { bareServer, boom, GET, queue, request } from './background.helpers.ts';
 import { gate, rawClient, stderr, within } from './helpers.ts';
 
 describe('the async context', () => {
-  test('8 a task runs in the async context of its addTask call, to its end, and so does its onTaskError', async () => {
+  test('a task runs in the async context of its addTask call, to its end, and so does its onTaskError', async () => {
     const context = new AsyncLocalStorage<string>();
     const log: (string | undefined)[] = [];
     const tasks = new BackgroundTasks({ onTaskError: () => log.push(context.getStore()) });
@@ -33,7 +33,7 @@ describe('the async context', () => {
     assert.deepEqual(log, ['one', 'one', 'two', 'two', 'three', undefined, undefined, 'one']);
   });
 
-  test('8 a lazy thenable, such as a query builder, runs in the async context of its task (fact 7.8)', async () => {
+  test('a lazy thenable, such as a query builder, runs in the async context of its task', async () => {
     const context = new AsyncLocalStorage<string>();
     const log: (string | undefined)[] = [];
     const tasks = new BackgroundTasks();
@@ -50,7 +50,7 @@ describe('the async context', () => {
   });
 
   test(
-    '8 the tasks of a pipelined response keep their context, also if a `finish` listener starts them (fact 7.9)',
+    'the tasks of a pipelined response keep their context, also if a `finish` listener starts them',
     within,
     async (t) => {
       const context = new AsyncLocalStorage<string>();
@@ -105,7 +105,7 @@ function published(t: TestContext, req: IncomingMessage | undefined): object[] {
 }
 
 describe('the diagnostics channels', () => {
-  test('9 the channels tell of start, end and error, with name, index, request; an end follows an error', async (t) => {
+  test('the channels tell of start, end and error, with name, index, request; an end follows an error', async (t) => {
     stderr(t);
     const req = request('POST', '/items');
     const log = published(t, req);
@@ -138,7 +138,7 @@ describe('the diagnostics channels', () => {
     ]);
   });
 
-  test('9 a queue without a request is told of with `request: undefined`', async (t) => {
+  test('a queue without a request is told of with `request: undefined`', async (t) => {
     const log = published(t, undefined);
     await queue([function only() {}]).run();
     assert.deepEqual(log, [
@@ -147,7 +147,7 @@ describe('the diagnostics channels', () => {
     ]);
   });
 
-  test('9 each dropped task is told of once, with the reason, and not on stderr unless a task failed', async (t) => {
+  test('each dropped task is told of once, with the reason, and not on stderr unless a task failed', async (t) => {
     const lines = stderr(t);
     const req = request('GET', '/');
     const log = published(t, req);

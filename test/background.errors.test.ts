@@ -45,34 +45,34 @@ const failures: Record<string, () => unknown> = {
   'a thrown object without prototype': () => {
     throw Object.create(null);
   },
-  'a thrown object that cannot be inspected (fact 7.19)': () => {
+  'a thrown object that cannot be inspected': () => {
     throw { [inspect.custom]: refuse };
   },
-  'a thrown object without a string (fact 7.19)': () => {
+  'a thrown object without a string': () => {
     throw { toString: refuse, [Symbol.toPrimitive]: refuse };
   },
-  'a thrown object whose getters throw (fact 7.19)': () => {
+  'a thrown object whose getters throw': () => {
     throw {
       get [Symbol.toStringTag]() {
         return refuse();
       },
     };
   },
-  'an error whose stack cannot be read (fact 7.19)': () => {
+  'an error whose stack cannot be read': () => {
     throw Object.defineProperties(boom(), {
       stack: { get: refuse },
       message: { get: refuse },
       name: { get: refuse },
     });
   },
-  'a thrown Proxy that refuses everything (fact 7.19)': () => {
+  'a thrown Proxy that refuses everything': () => {
     throw new Proxy({}, new Proxy({}, { get: refuse }));
   },
 };
 
 describe('an error stays inside', () => {
   for (const [kind, fail] of Object.entries(failures)) {
-    test(`3 after ${kind} in the first, middle or last task, the others run and stderr names it once`, async (t) => {
+    test(`after ${kind} in the first, middle or last task, the others run and stderr names it once`, async (t) => {
       const lines = stderr(t);
       for (const failing of [0, 1, 2]) {
         const log: number[] = [];
@@ -91,7 +91,7 @@ describe('an error stays inside', () => {
 });
 
 describe('the report', () => {
-  test('3 the report shows the stack of an error, or the value where it is none', async (t) => {
+  test('the report shows the stack of an error, or the value where it is none', async (t) => {
     const lines = stderr(t);
     const error = boom();
     await queue([
@@ -114,7 +114,7 @@ describe('the report', () => {
 });
 
 describe('afterFailure', () => {
-  test("3 afterFailure 'stop' drops the rest, also what the failing task added, and reports each", async (t) => {
+  test("afterFailure 'stop' drops the rest, also what the failing task added, and reports each", async (t) => {
     const lines = stderr(t);
     const log: string[] = [];
     const tasks = new BackgroundTasks({ afterFailure: 'stop' });
@@ -138,7 +138,7 @@ describe('afterFailure', () => {
     assert.throws(() => tasks.addTask(() => {}), /were discarded: a task failed/);
   });
 
-  test("3 afterFailure 'stop' changes nothing where no task fails, and drops nothing after the last", async (t) => {
+  test("afterFailure 'stop' changes nothing where no task fails, and drops nothing after the last", async (t) => {
     const lines = stderr(t);
     const log: string[] = [];
     const last = (): never => {
@@ -153,7 +153,7 @@ describe('afterFailure', () => {
 });
 
 describe('onTaskError', () => {
-  test('3 onTaskError replaces the report; it is awaited, and learns the error and the task', async (t) => {
+  test('onTaskError replaces the report; it is awaited, and learns the error and the task', async (t) => {
     const lines = stderr(t);
     const log: unknown[] = [];
     const held = gate();
@@ -188,7 +188,7 @@ describe('onTaskError', () => {
       throw new Error('the reporter failed too');
     },
   })) {
-    test(`3 ${kind} of onTaskError puts both errors on stderr, and the rest still runs`, async (t) => {
+    test(`${kind} of onTaskError puts both errors on stderr, and the rest still runs`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       await queue(
@@ -210,7 +210,7 @@ describe('onTaskError', () => {
     });
   }
 
-  test('3 an onTaskError that throws what cannot be printed is contained too (fact 7.19)', async (t) => {
+  test('an onTaskError that throws what cannot be printed is contained too', async (t) => {
     const lines = stderr(t);
     const log: string[] = [];
     const onTaskError = (): never => {
@@ -255,7 +255,7 @@ describe('the name of a task', () => {
       return proxy;
     },
   })) {
-    test(`3 a task with a name ${kind} is named after its place, and its error stays inside`, async (t) => {
+    test(`a task with a name ${kind} is named after its place, and its error stays inside`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       const tasks = queue([

@@ -21,7 +21,7 @@ describe('the event loop has its turns', () => {
     synchronous: busy,
     'already-resolved': async (ms) => busy(ms),
   })) {
-    test(`6 an immediate that the first of three tasks (${kind}) sets fires before the third`, async () => {
+    test(`an immediate that the first of three tasks (${kind}) sets fires before the third`, async () => {
       const log: string[] = [];
       const first = (): unknown => {
         setImmediate(() => log.push('immediate'));
@@ -31,7 +31,7 @@ describe('the event loop has its turns', () => {
       assert.deepEqual(log, ['immediate', 'third']);
     });
 
-    test(`6 short tasks (${kind}) add up: an immediate of the first fires within ten of 1 ms each`, async () => {
+    test(`short tasks (${kind}) add up: an immediate of the first fires within ten of 1 ms each`, async () => {
       let ran = 0;
       const seen = gate<number>();
       busy(11); // so that the first task begins a slice
@@ -46,7 +46,7 @@ describe('the event loop has its turns', () => {
       assert.ok(tasks <= 10, `${tasks} tasks of 1 ms`);
     });
 
-    test(`6 thirty queues with tasks of more than 10 ms (${kind}) take thirty turns of the event loop`, async (t) => {
+    test(`thirty queues with tasks of more than 10 ms (${kind}) take thirty turns of the event loop`, async (t) => {
       const turn = turns(t);
       const seen = new Set<number>();
       const queues = Array.from({ length: 30 }, () =>
@@ -61,7 +61,7 @@ describe('the event loop has its turns', () => {
       assert.equal(seen.size, 30);
     });
 
-    test(`6 thirty queues with short tasks (${kind}) share the 10 ms of a turn`, async (t) => {
+    test(`thirty queues with short tasks (${kind}) share the 10 ms of a turn`, async (t) => {
       const turn = turns(t);
       const seen = new Map<number, number>();
       const task = (): unknown => {
@@ -75,7 +75,7 @@ describe('the event loop has its turns', () => {
       assert.ok(seen.size < 30, 'and no queue waits for a turn of its own');
     });
 
-    test(`6 queues with tasks of more than 10 ms (${kind}) go on first come, first served`, async () => {
+    test(`queues with tasks of more than 10 ms (${kind}) go on first come, first served`, async () => {
       const log: string[] = [];
       busy(11); // so that the first queue waits like the others
       const queues = ['a', 'b', 'c', 'd', 'e'].map((name) =>

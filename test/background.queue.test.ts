@@ -6,7 +6,7 @@ import { busy, names, otherQueues, queue } from './background.helpers.ts';
 import { gate } from './helpers.ts';
 
 describe('tasks run in order, one at a time', () => {
-  test('2 tasks run in the order added, synchronous or not, each with its arguments', async () => {
+  test('tasks run in the order added, synchronous or not, each with its arguments', async () => {
     const log: unknown[] = [];
     const tasks = new BackgroundTasks();
     tasks.addTask((text: string) => log.push(text), 'sync');
@@ -26,7 +26,7 @@ describe('tasks run in order, one at a time', () => {
     assert.deepEqual(log, ['sync', ['a@example.com', 'hello'], 'resolved', 'a promise', 'last']);
   });
 
-  test('2 run() starts no task before it returns, and a task may call it: the promise is the same', async () => {
+  test('run() starts no task before it returns, and a task may call it: the promise is the same', async () => {
     await queue([() => {}]).run(); // so that the next queue need not wait for a turn of the event loop
     const log: string[] = [];
     let again: Promise<void> | undefined;
@@ -44,7 +44,7 @@ describe('tasks run in order, one at a time', () => {
     assert.deepEqual([log, again === running], [['first', 'second'], true]);
   });
 
-  test("2 a task that start() runs may call run(): that starts nothing, and resolves at the queue's end", async () => {
+  test("a task that start() runs may call run(): that starts nothing, and resolves at the queue's end", async () => {
     await queue([() => {}]).run(); // so that the next queue need not wait for a turn of the event loop
     const log: string[] = [];
     const [second, held] = [gate(), gate()];
@@ -73,7 +73,7 @@ describe('tasks run in order, one at a time', () => {
     assert.deepEqual(new Set(runs), new Set([tasks.run()]), 'always the same promise');
   });
 
-  test('2 start() after run() waits for its end, and run() is the same promise before and after it', async () => {
+  test('start() after run() waits for its end, and run() is the same promise before and after it', async () => {
     const log: string[] = [];
     const tasks = queue([() => log.push('first'), async () => log.push('second')]);
     const running = tasks.run();
@@ -84,11 +84,11 @@ describe('tasks run in order, one at a time', () => {
 
   for (const [kind, wrap] of Object.entries<(held: Promise<void>) => unknown>({
     'an async task': (held) => held,
-    'a thenable object (fact 7.8)': (held) => ({ then: (done: () => void) => void held.then(done) }),
-    'a thenable function (fact 7.8)': (held) =>
+    'a thenable object': (held) => ({ then: (done: () => void) => void held.then(done) }),
+    'a thenable function': (held) =>
       Object.assign(() => {}, { then: (done: () => void) => void held.then(done) }),
   })) {
-    test(`2 one at a time: the next task of a queue waits for ${kind}, other queues do not`, async () => {
+    test(`one at a time: the next task of a queue waits for ${kind}, other queues do not`, async () => {
       const log: string[] = [];
       const held = gate();
       const started = gate();
@@ -108,7 +108,7 @@ describe('tasks run in order, one at a time', () => {
     });
   }
 
-  test('2 run() twice is the same promise, and runs no task twice, also after the end', async () => {
+  test('run() twice is the same promise, and runs no task twice, also after the end', async () => {
     const log: string[] = [];
     const tasks = queue([async () => log.push('first'), () => log.push('second')]);
     const running = tasks.run();
@@ -119,7 +119,7 @@ describe('tasks run in order, one at a time', () => {
     assert.deepEqual(log, ['first', 'second']);
   });
 
-  test('2 a task that a running task adds joins the end of the same queue, also when the last one adds it', async () => {
+  test('a task that a running task adds joins the end of the same queue, also when the last one adds it', async () => {
     const log: string[] = [];
     const tasks = new BackgroundTasks();
     const write =
@@ -139,7 +139,7 @@ describe('tasks run in order, one at a time', () => {
 });
 
 describe('what cannot be added', () => {
-  test('2 adding after the queue has finished throws, and says which task came too late', async () => {
+  test('adding after the queue has finished throws, and says which task came too late', async () => {
     for (const tasks of [queue([]), queue([() => {}])]) {
       await tasks.run();
       assert.throws(() => tasks.addTask(function late() {}), {
@@ -150,7 +150,7 @@ describe('what cannot be added', () => {
     }
   });
 
-  test('2 adding after discard() throws, and names the reason', () => {
+  test('adding after discard() throws, and names the reason', () => {
     const tasks = queue([]);
     tasks.discard('the server has stopped');
     assert.throws(() => tasks.addTask(function late() {}), {
@@ -203,7 +203,7 @@ describe('what has not finished', () => {
     assert.deepEqual(log, ['second']);
   });
 
-  test('4 a queue that was discarded runs nothing; one that has finished has nothing to discard', async () => {
+  test('a queue that was discarded runs nothing; one that has finished has nothing to discard', async () => {
     const log: string[] = [];
     const discarded = queue([() => log.push('discarded')]);
     assert.equal(discarded.discard('the handler threw').length, 1);
@@ -214,7 +214,7 @@ describe('what has not finished', () => {
     assert.deepEqual(log, ['finished']);
   });
 
-  test('7 a queue that waits for its turn when it is discarded starts nothing any more', async () => {
+  test('a queue that waits for its turn when it is discarded starts nothing any more', async () => {
     const log: string[] = [];
     busy(11); // no time is left in the slice: the queue has to wait
     const tasks = queue([() => log.push('started')]);

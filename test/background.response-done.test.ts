@@ -52,7 +52,7 @@ const closing = (stream: Socket | IncomingMessage): Promise<void> =>
 const MiB = 2 ** 20;
 
 describe('responseDone', () => {
-  test('1 responses that are done in one turn of the event loop are told of in order, others in the next', async () => {
+  test('responses that are done in one turn of the event loop are told of in order, others in the next', async () => {
     const log: string[] = [];
     const gone = async (name: string): Promise<void> => {
       const res = new ServerResponse(request('GET', '/'));
@@ -67,7 +67,7 @@ describe('responseDone', () => {
   });
 
   test(
-    '1 responseDone waits for the end of the response, and leaves the connection open',
+    'responseDone waits for the end of the response, and leaves the connection open',
     within,
     async (t) => {
       const { client, res, fence } = await exchange(t, GET);
@@ -84,26 +84,22 @@ describe('responseDone', () => {
     },
   );
 
-  test(
-    '1 responseDone waits for a slow reader, until the last byte is with the system',
-    within,
-    async (t) => {
-      const { client, res, fence } = await exchange(t, CLOSE);
-      client.socket.pause();
-      const done = responseDone(res);
-      const state = watch(done);
-      res.end('a'.repeat(16 * MiB)); // more than the buffers of two sockets hold
-      await fence();
-      assert.equal(state.settled, false);
-      client.socket.resume();
-      await done;
-      const received = await client.closed;
-      assert.equal(received.length - received.indexOf('\r\n\r\n') - 4, 16 * MiB);
-    },
-  );
+  test('responseDone waits for a slow reader, until the last byte is with the system', within, async (t) => {
+    const { client, res, fence } = await exchange(t, CLOSE);
+    client.socket.pause();
+    const done = responseDone(res);
+    const state = watch(done);
+    res.end('a'.repeat(16 * MiB)); // more than the buffers of two sockets hold
+    await fence();
+    assert.equal(state.settled, false);
+    client.socket.resume();
+    await done;
+    const received = await client.closed;
+    assert.equal(received.length - received.indexOf('\r\n\r\n') - 4, 16 * MiB);
+  });
 
   test(
-    "1 whenDone calls once, also if 'finish' comes after the 'close' of the connection",
+    "whenDone calls once, also if 'finish' comes after the 'close' of the connection",
     within,
     async (t) => {
       const { client, res, fence } = await exchange(t, GET);
@@ -122,7 +118,7 @@ describe('responseDone', () => {
     },
   );
 
-  test('1 responseDone resolves late, after the response of a kept connection (fact 7.1)', async (t) => {
+  test('responseDone resolves late, after the response of a kept connection', async (t) => {
     const { client, res, fence } = await exchange(t, GET);
     res.end('whole');
     await client.until('whole');
@@ -134,7 +130,7 @@ describe('responseDone', () => {
     assert.equal(res.req.socket.destroyed, false);
   });
 
-  test('1 responseDone resolves late, after a whole response whose client has left (fact 7.1)', async (t) => {
+  test('responseDone resolves late, after a whole response whose client has left', async (t) => {
     const { client, res, fence } = await exchange(t, GET);
     res.end('whole');
     await client.until('whole');
@@ -149,7 +145,7 @@ describe('responseDone', () => {
   for (const leave of ['resetAndDestroy', 'destroy', 'end'] as const) {
     // a half-close counts as gone
     test(
-      `1 a client that leaves (${leave}) before the handler ends: responseDone resolves, early or late (fact 7.1)`,
+      `a client that leaves (${leave}) before the handler ends: responseDone resolves, early or late`,
       within,
       async (t) => {
         const { client, res, fence } = await exchange(t, GET);
@@ -164,30 +160,26 @@ describe('responseDone', () => {
         const late = watch(responseDone(res));
         await fence();
         assert.equal(late.settled, true);
-        assert.deepEqual(events, [], 'the fact: no event comes any more');
+        assert.deepEqual(events, [], 'Node emits no event any more');
       },
     );
   }
 
-  test(
-    '1 a reset in the middle of a large body: responseDone resolves, early or late (fact 7.1)',
-    within,
-    async (t) => {
-      const { client, res, fence } = await exchange(t, GET);
-      const early = responseDone(res);
-      res.write('the first part');
-      await client.until('the first part');
-      client.socket.pause();
-      res.end('a'.repeat(16 * MiB));
-      client.socket.resetAndDestroy();
-      await early;
-      const late = watch(responseDone(res));
-      await fence();
-      assert.equal(late.settled, true);
-    },
-  );
+  test('a reset in the middle of a large body: responseDone resolves, early or late', within, async (t) => {
+    const { client, res, fence } = await exchange(t, GET);
+    const early = responseDone(res);
+    res.write('the first part');
+    await client.until('the first part');
+    client.socket.pause();
+    res.end('a'.repeat(16 * MiB));
+    client.socket.resetAndDestroy();
+    await early;
+    const late = watch(responseDone(res));
+    await fence();
+    assert.equal(late.settled, true);
+  });
 
-  test('1 responseDone leaves no listener on a response that is out', within, async (t) => {
+  test('responseDone leaves no listener on a response that is out', within, async (t) => {
     const { client, res } = await exchange(t, CLOSE);
     res.end('whole');
     await client.closed;
@@ -198,80 +190,68 @@ describe('responseDone', () => {
     assert.deepEqual(listeners(), before);
   });
 
-  test(
-    '1 neither `close` of a request nor `res.destroyed` means that the client left (fact 7.4)',
-    within,
-    async (t) => {
-      const post = ['POST / HTTP/1.1', 'host: a', 'content-length: 4', '', 'body'].join('\r\n');
-      const { client, res, fence } = await exchange(t, post);
-      const before = watch(responseDone(res));
-      const closed = closing(res.req);
-      res.req.resume();
-      await closed;
-      const after = responseDone(res);
-      const state = watch(after);
-      await fence();
-      assert.deepEqual([before.settled, state.settled], [false, false]);
-      res.end('whole');
-      await after;
-      await client.until('whole');
-      await fence();
-      assert.deepEqual([res.destroyed, res.req.socket.destroyed], [true, false], 'the fact');
-    },
-  );
+  test('neither `close` of a request nor `res.destroyed` means that the client left', within, async (t) => {
+    const post = ['POST / HTTP/1.1', 'host: a', 'content-length: 4', '', 'body'].join('\r\n');
+    const { client, res, fence } = await exchange(t, post);
+    const before = watch(responseDone(res));
+    const closed = closing(res.req);
+    res.req.resume();
+    await closed;
+    const after = responseDone(res);
+    const state = watch(after);
+    await fence();
+    assert.deepEqual([before.settled, state.settled], [false, false]);
+    res.end('whole');
+    await after;
+    await client.until('whole');
+    await fence();
+    assert.deepEqual([res.destroyed, res.req.socket.destroyed], [true, false], 'what Node says of them');
+  });
 });
 
 describe('responses on one connection', () => {
-  test(
-    '1 pipelined, and its client gone: responseDone resolves all the same (fact 7.2)',
-    within,
-    async (t) => {
-      const {
-        client,
-        responses: [first, second],
-        fence,
-      } = await exchange(t, GET, GET);
-      assert.ok(first && second);
-      const early = [first, second].map(responseDone);
-      const states = early.map(watch);
-      second.end('behind the first');
-      await fence();
-      assert.deepEqual(states, [{ settled: false }, { settled: false }]);
-      client.socket.destroy();
-      await Promise.all(early);
-      const late = [first, second].map(responseDone).map(watch);
-      await fence();
-      assert.deepEqual(late, [{ settled: true }, { settled: true }]);
-    },
-  );
+  test('pipelined, and its client gone: responseDone resolves all the same', within, async (t) => {
+    const {
+      client,
+      responses: [first, second],
+      fence,
+    } = await exchange(t, GET, GET);
+    assert.ok(first && second);
+    const early = [first, second].map(responseDone);
+    const states = early.map(watch);
+    second.end('behind the first');
+    await fence();
+    assert.deepEqual(states, [{ settled: false }, { settled: false }]);
+    client.socket.destroy();
+    await Promise.all(early);
+    const late = [first, second].map(responseDone).map(watch);
+    await fence();
+    assert.deepEqual(late, [{ settled: true }, { settled: true }]);
+  });
 
-  test(
-    '1 a pipelined response is done once it is out behind the one before it (fact 7.2)',
-    within,
-    async (t) => {
-      const {
-        client,
-        responses: [first, second],
-        fence,
-      } = await exchange(t, GET, GET);
-      assert.ok(first && second);
-      const states = [first, second].map(responseDone).map(watch);
-      second.end('two');
-      await fence();
-      assert.deepEqual(states, [{ settled: false }, { settled: false }]);
-      first.end('one');
-      assert.match(await client.until('two'), /one[^]*two/);
-      await fence();
-      assert.deepEqual(states, [{ settled: true }, { settled: true }]);
-    },
-  );
+  test('a pipelined response is done once it is out behind the one before it', within, async (t) => {
+    const {
+      client,
+      responses: [first, second],
+      fence,
+    } = await exchange(t, GET, GET);
+    assert.ok(first && second);
+    const states = [first, second].map(responseDone).map(watch);
+    second.end('two');
+    await fence();
+    assert.deepEqual(states, [{ settled: false }, { settled: false }]);
+    first.end('one');
+    assert.match(await client.until('two'), /one[^]*two/);
+    await fence();
+    assert.deepEqual(states, [{ settled: true }, { settled: true }]);
+  });
 
   for (const [when, write] of Object.entries<(res: ServerResponse) => void>({
     'before its end': (res) => res.write('two'),
     'after its end': (res) => res.end('two'),
   })) {
     test(
-      `1 a response that is destroyed ${when}, behind another, ends the connection in its turn, and is done then`,
+      `a response that is destroyed ${when}, behind another, ends the connection in its turn, and is done then`,
       within,
       async (t) => {
         const {
@@ -296,7 +276,7 @@ describe('responses on one connection', () => {
   }
 
   test(
-    '1 a response that was destroyed behind another is done where its turn has come before',
+    'a response that was destroyed behind another is done where its turn has come before',
     within,
     async (t) => {
       const {
@@ -315,7 +295,7 @@ describe('responses on one connection', () => {
   );
 
   test(
-    '1 the error that a response behind another is destroyed with is that of its socket',
+    'the error that a response behind another is destroyed with is that of its socket',
     within,
     async (t) => {
       const {
@@ -349,7 +329,7 @@ const CLIENT = `
   });
   socket.on('end', () => { if (whole) release(); });`;
 
-describe('what blocks the thread', () => {
+describe('a blocked thread', () => {
   for (const [kind, head, endOfFile] of [
     ['the last of 16 MiB', GET, false],
     ['the last of 16 MiB and the end of file of `Connection: close`', CLOSE, true],
@@ -359,7 +339,7 @@ describe('what blocks the thread', () => {
       ['right after responseDone', false],
       ['after a late responseDone', true],
     ] as const) {
-      test(`1 what blocks the thread ${when} does not delay ${kind} (fact 7.3)`, async (t) => {
+      test(`what blocks the thread ${when} does not delay ${kind}`, async (t) => {
         const body = Buffer.from(`${'a'.repeat(16 * MiB)}z`);
         const shared = new Int32Array(new SharedArrayBuffer(4));
         const blocked = gate<string>();
@@ -382,7 +362,7 @@ describe('what blocks the thread', () => {
 
 describe('what a connection keeps', () => {
   test(
-    'a socket has one `close` listener of ours for all its pipelined responses, and no warning comes (fact 7.14)',
+    'a socket has one `close` listener of ours for all its pipelined responses, and no warning comes',
     within,
     async (t) => {
       const warnings: string[] = [];
@@ -411,7 +391,7 @@ describe('what a connection keeps', () => {
     },
   );
 
-  test('a kept connection gathers neither listeners nor promises (fact 7.14)', within, async (t) => {
+  test('a kept connection gathers neither listeners nor promises', within, async (t) => {
     const listeners = new Set<number>();
     const { port } = await bareServer(t, async (req, res) => {
       const done = responseDone(res);

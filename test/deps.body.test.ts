@@ -243,28 +243,24 @@ describe('the limit of a body', () => {
     ['Content-Length says so: before it is read', 'content-length: 11', '', ''],
     ['it is, while it is read', 'transfer-encoding: chunked', '', '6', '"12345', '5', '6789"', ''],
   ] as [string, ...string[]][]) {
-    test(
-      `a body over bodyLimit is 413 where ${kind}; the connection is closed (fact 7.11)`,
-      within,
-      async (t) => {
-        const log: string[] = [];
-        const session = depends({ request }, function* ({ request }) {
-          try {
-            yield;
-          } finally {
-            log.push(`${request.method} is still connected: ${!request.socket.destroyed}`);
-          }
-        });
-        const deps = { session, q: query('q'), value: body(anything), late: depends(() => log.push('late')) };
-        await using server = await serve([post('/', deps, () => log.push('handler'))], { bodyLimit: 10 });
-        using client = await connect(t, server.port);
-        client.send('POST / HTTP/1.1', 'host: a', 'content-type: application/json', ...lines); // and no more of it
-        const received = await client.closed;
-        assert.match(received, /^HTTP\/1.1 413 [^]*\{"detail":"[^"]+ Too Large"\}$/);
-        assert.match(received, /\r\nconnection: close\r\n/i);
-        assert.deepEqual(log, ['POST is still connected: true']);
-      },
-    );
+    test(`a body over bodyLimit is 413 where ${kind}; the connection is closed`, within, async (t) => {
+      const log: string[] = [];
+      const session = depends({ request }, function* ({ request }) {
+        try {
+          yield;
+        } finally {
+          log.push(`${request.method} is still connected: ${!request.socket.destroyed}`);
+        }
+      });
+      const deps = { session, q: query('q'), value: body(anything), late: depends(() => log.push('late')) };
+      await using server = await serve([post('/', deps, () => log.push('handler'))], { bodyLimit: 10 });
+      using client = await connect(t, server.port);
+      client.send('POST / HTTP/1.1', 'host: a', 'content-type: application/json', ...lines); // and no more of it
+      const received = await client.closed;
+      assert.match(received, /^HTTP\/1.1 413 [^]*\{"detail":"[^"]+ Too Large"\}$/);
+      assert.match(received, /\r\nconnection: close\r\n/i);
+      assert.deepEqual(log, ['POST is still connected: true']);
+    });
   }
 
   test(

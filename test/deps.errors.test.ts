@@ -18,7 +18,7 @@ import {
 import { serve, stderr, within } from './helpers.ts';
 
 describe('input errors', () => {
-  test('10 all input errors come in one 422, each once, in the order declared', async () => {
+  test('all input errors come in one 422, each once, in the order declared', async () => {
     const inner = depends(
       { twice: query('a'), token: header('x-token'), n: query('n', asyncNumber) },
       () => {},
@@ -39,7 +39,7 @@ describe('input errors', () => {
     );
   });
 
-  test('10 a call whose own inputs failed is not called, nor one that depends on it; the others are', async () => {
+  test('a call whose own inputs failed is not called, nor one that depends on it; the others are', async () => {
     const log: string[] = [];
     const calls = (name: string, deps: Dependencies): Dependency<unknown> =>
       depends(deps, () => log.push(name));
@@ -57,7 +57,7 @@ describe('input errors', () => {
     assert.deepEqual(log, ['other']);
   });
 
-  test('10 an error that is thrown ends resolution and wins: a 401 beats a 422', async () => {
+  test('an error that is thrown ends resolution and wins: a 401 beats a 422', async () => {
     const log: string[] = [];
     const guard = depends(() => {
       throw new HTTPError(401);
@@ -191,7 +191,7 @@ describe('what is refused', () => {
     });
   }
 
-  test('a thrown thenable is an error like any other, and is not awaited (fact 7.8)', async (t) => {
+  test('a thrown thenable is an error like any other, and is not awaited', async (t) => {
     t.mock.method(console, 'error', () => {});
     const never = { then: (): void => {} };
     const rejecting = {

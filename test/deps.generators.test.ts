@@ -57,7 +57,7 @@ const makings = Object.entries({
 describe('a generator', () => {
   for (const [kind, making] of makings) {
     test(
-      `10 ${kind} provides what it yields, and is unwound after the last task, the last first`,
+      `${kind} provides what it yields, and is unwound after the last task, the last first`,
       within,
       async () => {
         const log: string[] = [];
@@ -86,7 +86,7 @@ describe('a generator', () => {
       },
     );
 
-    test(`10 an error is thrown in at the yield of ${kind}, the last one first`, async () => {
+    test(`an error is thrown in at the yield of ${kind}, the last one first`, async () => {
       const log: string[] = [];
       const outer = making('outer', log);
       const inner = making('inner', log, rethrow, { outer });
@@ -106,7 +106,7 @@ describe('a generator', () => {
       ]);
     });
 
-    test(`10 ${kind} may replace the error, also for those outside it`, async () => {
+    test(`${kind} may replace the error, also for those outside it`, async () => {
       const log: string[] = [];
       const outer = making('outer', log);
       const inner = making(
@@ -128,7 +128,7 @@ describe('a generator', () => {
       assert.deepEqual(log.slice(2), ['inner caught secret', 'outer caught short and stout']);
     });
 
-    test(`10 ${kind} that swallows the error makes it 500, and those outside it are resumed normally`, async (t) => {
+    test(`${kind} that swallows the error makes it 500, and those outside it are resumed normally`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       const outer = making('outer', log);
@@ -150,7 +150,7 @@ describe('a generator', () => {
 });
 
 describe('an error that is thrown in', () => {
-  test('10 a generator outside one that swallows may throw an error of its own, which is the answer', async () => {
+  test('a generator outside one that swallows may throw an error of its own, which is the answer', async () => {
     const outer = depends(function* () {
       yield;
       throw new HTTPError(418);
@@ -166,7 +166,7 @@ describe('an error that is thrown in', () => {
     );
   });
 
-  test('10 the error is thrown in before the error response is sent', within, async (t) => {
+  test('the error is thrown in before the error response is sent', within, async (t) => {
     const [caught, held] = [gate(), gate()];
     const slow = depends(async function* () {
       try {
@@ -193,7 +193,7 @@ describe('an error that is thrown in', () => {
   });
 
   for (const [kind, making] of makings.slice(0, 2)) {
-    test(`10 whatever error the request ends with is thrown in at the yield of ${kind}`, async (t) => {
+    test(`whatever error the request ends with is thrown in at the yield of ${kind}`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       const session = making('session', log);
@@ -242,7 +242,7 @@ describe('an error that is thrown in', () => {
     });
   }
 
-  test('10 a client that leaves in the middle of its body has an error thrown in, too', within, async (t) => {
+  test('a client that leaves in the middle of its body has an error thrown in, too', within, async (t) => {
     const log: string[] = [];
     const deps = { session: syncGenerator('session', log), body: body(anything) };
     await using server = await serve([post('/', deps, () => log.push('handler'))]);
@@ -256,7 +256,7 @@ describe('an error that is thrown in', () => {
 });
 
 describe('what is a generator, and what is a value', () => {
-  test('10 an async function that resolves to a generator object gives that as its value', async () => {
+  test('an async function that resolves to a generator object gives that as its value', async () => {
     const pages = depends(async () =>
       (function* () {
         yield 1;
@@ -266,7 +266,7 @@ describe('what is a generator, and what is a value', () => {
     assert.deepEqual(await answerOf([get('/', { pages }, ({ pages }) => [...pages])]), [200, [1, 2]]);
   });
 
-  test('10 an iterator that is no generator object is a value', async () => {
+  test('an iterator that is no generator object is a value', async () => {
     const iterator = depends(() => ['a', 'b'].values());
     assert.deepEqual(await answerOf([get('/', { iterator }, ({ iterator }) => [...iterator])]), [
       200,
@@ -274,7 +274,7 @@ describe('what is a generator, and what is a value', () => {
     ]);
   });
 
-  test('10 a promise that a generator yields is awaited, and its rejection is thrown in', async () => {
+  test('a promise that a generator yields is awaited, and its rejection is thrown in', async () => {
     const log: string[] = [];
     const later = depends(function* () {
       yield Promise.resolve('settled');
@@ -296,7 +296,7 @@ describe('what is a generator, and what is a value', () => {
     assert.deepEqual(log, ['down']);
   });
 
-  test('10 a generator that is reached by two paths is unwound once', async () => {
+  test('a generator that is reached by two paths is unwound once', async () => {
     const log: string[] = [];
     const session = syncGenerator('session', log);
     const inner = depends({ session }, ({ session }) => session);
@@ -312,7 +312,7 @@ describe('a generator that yields too little or too much', () => {
     'a generator': depends(function* never(): Generator<void> {}),
     'an async generator': depends(async function* never(): AsyncGenerator<void> {}),
   })) {
-    test(`10 ${kind} that never yields is 500, and stderr says what was expected`, async (t) => {
+    test(`${kind} that never yields is 500, and stderr says what was expected`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       const deps = { outer: syncGenerator('outer', log), never };
@@ -350,7 +350,7 @@ describe('a generator that yields too little or too much', () => {
         }
       }),
   })) {
-    test(`10 ${kind} that yields twice is reported like a failed task, and closed`, async (t) => {
+    test(`${kind} that yields twice is reported like a failed task, and closed`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       await using server = await serve([
@@ -366,7 +366,7 @@ describe('a generator that yields too little or too much', () => {
       );
     });
 
-    test(`10 ${kind} that yields again instead of throwing the error is 500, and closed`, async (t) => {
+    test(`${kind} that yields again instead of throwing the error is 500, and closed`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       assert.deepEqual(
@@ -392,7 +392,7 @@ const failing = depends(function* failing() {
 
 describe('an error while unwinding', () => {
   for (const afterFailure of ['continue', 'stop'] as const) {
-    test(`10 an error while unwinding is reported like a failed task, and the other clean-ups run (${afterFailure})`, async (t) => {
+    test(`an error while unwinding is reported like a failed task, and the other clean-ups run (${afterFailure})`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       const deps = { outer: syncGenerator('outer', log), failing, inner: asyncGenerator('inner', log) };
@@ -405,7 +405,7 @@ describe('an error while unwinding', () => {
     });
   }
 
-  test('10 onTaskError gets an error while unwinding, in place of stderr', async (t) => {
+  test('onTaskError gets an error while unwinding, in place of stderr', async (t) => {
     const lines = stderr(t);
     const seen: unknown[] = [];
     await using server = await serve(
@@ -423,7 +423,7 @@ describe('an error while unwinding', () => {
   });
 
   for (const afterFailure of ['continue', 'stop'] as const) {
-    test(`10 the error of a task is not thrown in, and the clean-ups run after it (${afterFailure})`, async (t) => {
+    test(`the error of a task is not thrown in, and the clean-ups run after it (${afterFailure})`, async (t) => {
       const lines = stderr(t);
       const log: string[] = [];
       await using server = await serve(
@@ -448,7 +448,7 @@ describe('an error while unwinding', () => {
     });
   }
 
-  test('10 a task that is added while unwinding after success is refused, which is reported', async (t) => {
+  test('a task that is added while unwinding after success is refused, which is reported', async (t) => {
     const lines = stderr(t);
     const log: string[] = [];
     const late = depends({ tasks: backgroundTasks }, function* late({ tasks }) {
@@ -466,7 +466,7 @@ describe('an error while unwinding', () => {
     assert.match(lines[0] ?? '', /clean-up of late\): Error: Too late to add farewell/);
   });
 
-  test('4 after a throw the queue is discarded, once it is unwound: told on background-tasks:dropped, not on stderr', async (t) => {
+  test('after a throw the queue is discarded, once it is unwound: told on background-tasks:dropped, not on stderr', async (t) => {
     const lines = stderr(t);
     const log: string[] = [];
     const dropped: unknown[] = [];

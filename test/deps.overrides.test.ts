@@ -73,7 +73,7 @@ describe('an override', () => {
     'at once': () => {},
     later: () => new Promise(setImmediate),
   })) {
-    test(`10 of what depends on an overridden dependency there is one inside its replacement, one outside, ${when}`, async () => {
+    test(`of what depends on an overridden dependency there is one inside its replacement, one outside, ${when}`, async () => {
       const log: string[] = [];
       const slow = depends(pause);
       const a = named('a');
@@ -97,7 +97,7 @@ describe('an override', () => {
     });
   }
 
-  test('10 a dependency that reaches nothing replaced is resolved once, inside a replacement and outside', async () => {
+  test('a dependency that reaches nothing replaced is resolved once, inside a replacement and outside', async () => {
     const log: string[] = [];
     const counted = (name: string, deps: Dependencies): Dependency<string> =>
       depends(deps, () => (log.push(name), name));
@@ -120,7 +120,7 @@ describe('an override', () => {
   });
 
   test(
-    '10 a dependency with 2 ** 30 paths to an overridden one is resolved once, and no slower',
+    'a dependency with 2 ** 30 paths to an overridden one is resolved once, and no slower',
     within,
     async () => {
       let calls = 0;
@@ -139,7 +139,7 @@ describe('an override', () => {
     },
   );
 
-  test('10 a replacement that comes after another one wraps the original, not the one before', async () => {
+  test('a replacement that comes after another one wraps the original, not the one before', async () => {
     const name = depends(() => 'original');
     await using server = await serve([get('/', { name }, ({ name }) => name)]);
     server.app.override(

@@ -7,7 +7,7 @@ import { answer, answerOf, json, schema } from './deps.helpers.ts';
 import { gate, serve, within } from './helpers.ts';
 
 describe('resolution', () => {
-  test('10 dependencies are resolved one at a time, depth first, in the order declared, then the handler', async () => {
+  test('dependencies are resolved one at a time, depth first, in the order declared, then the handler', async () => {
     const log: string[] = [];
     const step = (name: string, deps: Dependencies = {}): Dependency<string> =>
       depends(deps, async () => {
@@ -29,7 +29,7 @@ describe('resolution', () => {
     );
   });
 
-  test('10 a call may be sync or async, or return a thenable; it gets the values of its own dependencies', async () => {
+  test('a call may be sync or async, or return a thenable; it gets the values of its own dependencies', async () => {
     const deps = {
       sync: depends(() => 1),
       async: depends({ name: query('name') }, async ({ name }) => `hello ${name}`),
@@ -43,7 +43,7 @@ describe('resolution', () => {
     ]);
   });
 
-  test('10 a dependency that is reached by several paths is resolved, and adds its tasks, once per request', async () => {
+  test('a dependency that is reached by several paths is resolved, and adds its tasks, once per request', async () => {
     const log: string[] = [];
     const shared = depends({ tasks: backgroundTasks }, async ({ tasks }) => {
       log.push('call');
@@ -64,7 +64,7 @@ describe('resolution', () => {
     }
   });
 
-  test('10 a dependency whose value is undefined is resolved once, too', async () => {
+  test('a dependency whose value is undefined is resolved once, too', async () => {
     const log: string[] = [];
     const nothing = depends(() => void log.push('call'));
     const validated = query(
@@ -79,7 +79,7 @@ describe('resolution', () => {
     assert.deepEqual(log, ['call', 'schema']);
   });
 
-  test('10 what a schema makes of a body is made once per request, too, and each has its own', async () => {
+  test('what a schema makes of a body is made once per request, too, and each has its own', async () => {
     const log: string[] = [];
     const of = (name: string): Dependency<string> =>
       body(
@@ -97,7 +97,7 @@ describe('resolution', () => {
     assert.deepEqual(log, ['first', 'second']);
   });
 
-  test('10 what is at hand and what is waited for are resolved in the order declared, each once', async () => {
+  test('what is at hand and what is waited for are resolved in the order declared, each once', async () => {
     const log: string[] = [];
     const lazy = (name: string): object => ({
       then: (done: (value: string) => void) => {
@@ -143,7 +143,7 @@ describe('resolution', () => {
       synchronous() {},
       async asynchronous() {},
     })) {
-      test(`10 after ${kind}, behind ${place} dependencies, nothing is resolved, and what was is unwound`, async () => {
+      test(`after ${kind}, behind ${place} dependencies, nothing is resolved, and what was is unwound`, async () => {
         const log: string[] = [];
         const yields = depends(function* () {
           try {
@@ -164,7 +164,7 @@ describe('resolution', () => {
     }
   }
 
-  test('10 a second depends() of the same function is resolved separately', async () => {
+  test('a second depends() of the same function is resolved separately', async () => {
     let calls = 0;
     const count = (): number => (calls += 1);
     const [first, second] = [depends(count), depends(count)];
@@ -174,7 +174,7 @@ describe('resolution', () => {
     ]);
   });
 
-  test('10 the handler and all dependencies share one queue, in which the tasks of dependencies come first', async () => {
+  test('the handler and all dependencies share one queue, in which the tasks of dependencies come first', async () => {
     const log: string[] = [];
     const adds = (name: string, deps: Dependencies = {}): Dependency<unknown> =>
       depends({ ...deps, tasks: backgroundTasks }, ({ tasks }) => {
@@ -197,7 +197,7 @@ describe('resolution', () => {
     assert.deepEqual(log, ['inner', 'outer', 'second', 'handler']);
   });
 
-  test('10 two interleaved requests have separate queues', within, async () => {
+  test('two interleaved requests have separate queues', within, async () => {
     const log: string[] = [];
     const [entered, held, done] = [gate(), gate(), gate()];
     const named = depends({ name: query('name'), tasks: backgroundTasks }, ({ name, tasks }) => {

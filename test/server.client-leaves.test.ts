@@ -10,7 +10,7 @@ const broken = { 'an error': new Error('broken'), nothing: undefined, 'a text': 
 
 describe('a stream that breaks', () => {
   for (const [kind, error] of Object.entries(broken)) {
-    test(`4 a stream that breaks midway with ${kind} is reported, and does not discard the queue`, async (t) => {
+    test(`a stream that breaks midway with ${kind} is reported, and does not discard the queue`, async (t) => {
       const lines = stderr(t);
       const log = new Journal();
       const held = gate();
@@ -46,7 +46,7 @@ describe('a stream that breaks', () => {
     });
   }
 
-  test('4 a stream that breaks behind another response ends its connection, not the queue', async (t) => {
+  test('a stream that breaks behind another response ends its connection, not the queue', async (t) => {
     const lines = stderr(t);
     const log = new Journal();
     const held = gate();
@@ -81,7 +81,7 @@ const leaving: Record<string, (socket: Socket) => unknown> = {
 
 describe('a client that leaves', () => {
   for (const [how, leave] of Object.entries(leaving)) {
-    test(`4 a client that ${how} while the handler runs does not discard the queue`, async (t) => {
+    test(`a client that ${how} while the handler runs does not discard the queue`, async (t) => {
       const lines = stderr(t);
       const log = new Journal();
       await using server = await serve([
@@ -117,7 +117,7 @@ describe('a client that leaves', () => {
       assert.deepEqual(lines, []);
     });
 
-    test(`4 a client that ${how} after its whole body was read does not discard the queue`, async () => {
+    test(`a client that ${how} after its whole body was read does not discard the queue`, async () => {
       const log = new Journal();
       await using server = await serve([
         post(
@@ -144,7 +144,7 @@ describe('a client that leaves', () => {
       await log.until('tea');
     });
 
-    test(`4 a request whose body is being read when its client ${how} is not accepted: no task runs`, async (t) => {
+    test(`a request whose body is being read when its client ${how} is not accepted: no task runs`, async (t) => {
       const lines = stderr(t);
       const log = new Journal();
       const queued = depends({ tasks: backgroundTasks }, ({ tasks }) => {
@@ -171,7 +171,7 @@ describe('a client that leaves', () => {
       assert.deepEqual(lines, []);
     });
 
-    test(`4 a client that ${how} after the response leaves the tasks alone`, async () => {
+    test(`a client that ${how} after the response leaves the tasks alone`, async () => {
       const log = new Journal();
       await using server = await serve([
         get('/', { request, tasks: backgroundTasks }, ({ request, tasks }) => {
@@ -189,7 +189,7 @@ describe('a client that leaves', () => {
     if (how === 'closes its half') {
       continue; // and reads on, or stalls
     }
-    test(`4 a client that ${how} in the middle of much JSON does not discard the queue (fact 7.1)`, async (t) => {
+    test(`a client that ${how} in the middle of much JSON does not discard the queue`, async (t) => {
       const lines = stderr(t);
       const log = new Journal();
       await using server = await serve([
@@ -210,7 +210,7 @@ describe('a client that leaves', () => {
       assert.deepEqual(lines, []);
     });
 
-    test(`4 a client that ${how} midstream does not discard the queue; the source is cancelled, nothing is reported`, async (t) => {
+    test(`a client that ${how} midstream does not discard the queue; the source is cancelled, nothing is reported`, async (t) => {
       const lines = stderr(t);
       const log = new Journal();
       await using server = await serve([

@@ -23,7 +23,7 @@ describe('the connection is free', () => {
   for (const [state, failing] of Object.entries({ 'is held': false, 'has failed': true })) {
     for (const [kind, response] of Object.entries(bodies).filter(([kind]) => !kind.includes('MiB'))) {
       test(
-        `5 after ${kind}, while a task ${state}, ` +
+        `after ${kind}, while a task ${state}, ` +
           'a request is served on another connection, on the same, and pipelined',
         async (t) => {
           stderr(t);
@@ -60,7 +60,7 @@ describe('the connection is free', () => {
     }
   }
 
-  test('5 two responses whose client leaves while both wait: both queues run, the second without the first (fact 7.2)', async () => {
+  test('two responses whose client leaves while both wait: both queues run, the second without the first', async () => {
     const log = new Journal();
     const held = gate();
     await using server = await serve([
@@ -87,7 +87,7 @@ describe('the connection is free', () => {
     assert.equal(log.entries.at(-1), 'first task');
   });
 
-  test('5 a stream behind a response whose client left settles, and its source is cancelled (fact 7.15)', async (t) => {
+  test('a stream behind a response whose client left settles, and its source is cancelled', async (t) => {
     const lines = stderr(t);
     const log = new Journal();
     const held = gate();
@@ -128,7 +128,7 @@ describe('the connection is free', () => {
     },
     'not at all': () => {},
   })) {
-    test(`5 a body that was read ${kind} does not block the next request of its connection (fact 7.17)`, async () => {
+    test(`a body that was read ${kind} does not block the next request of its connection`, async () => {
       await using server = await serve([
         post('/', { request }, async ({ request }) => {
           await read(request);
@@ -142,7 +142,7 @@ describe('the connection is free', () => {
     });
   }
 
-  test('2,000 requests on one connection leave no listener behind (fact 7.14)', async () => {
+  test('2,000 requests on one connection leave no listener behind', async () => {
     const app = createApp([
       get('/', { request, tasks: backgroundTasks }, ({ request: { socket }, tasks }) => {
         tasks.addTask(() => {});

@@ -9,7 +9,7 @@ import { gate, rawClient, stderr } from './helpers.ts';
 import { firstAndThen, foreign, GET, Journal, test } from './server.helpers.ts';
 
 describe('what runs later has the context of its request', () => {
-  test('8 the tasks of a pipelined request run in their own context, and so does onTaskError (fact 7.9)', async () => {
+  test('the tasks of a pipelined request run in their own context, and so does onTaskError', async () => {
     const log = new Journal();
     const storage = new AsyncLocalStorage<string>();
     const held = gate();
@@ -53,7 +53,7 @@ describe('what runs later has the context of its request', () => {
     }
   });
 
-  test('8 the clean-ups of a pipelined request run in its own context (fact 7.9)', async () => {
+  test('the clean-ups of a pipelined request run in its own context', async () => {
     const log = new Journal();
     const storage = new AsyncLocalStorage<string>();
     const held = gate();
@@ -79,7 +79,7 @@ describe('what runs later has the context of its request', () => {
     assert.deepEqual(log.entries.slice(1).sort(), ['cleaned up in /first', 'cleaned up in /second']);
   });
 
-  test('8 the source of a stream is cancelled in the context of its request', async () => {
+  test('the source of a stream is cancelled in the context of its request', async () => {
     const log = new Journal();
     const storage = new AsyncLocalStorage<string>();
     const app = createApp([
@@ -112,7 +112,7 @@ describe('what runs later has the context of its request', () => {
     assert.deepEqual(log.entries.toSorted(), ['cancelled in /first', 'cancelled in /second']);
   });
 
-  test('9 the channels tell of the tasks of a pipelined request in its own context', async (t) => {
+  test('the channels tell of the tasks of a pipelined request in its own context', async (t) => {
     const log: string[] = [];
     const storage = new AsyncLocalStorage<string>();
     const app = createApp(

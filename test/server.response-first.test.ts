@@ -8,7 +8,7 @@ import { gate, rawClient } from './helpers.ts';
 import { ask, bodies, fence, firstAndThen, GET, Journal, serve, TOO_MUCH, test } from './server.helpers.ts';
 
 describe('no task starts before the response is out', () => {
-  test('1 no task starts before the handler has returned', async () => {
+  test('no task starts before the handler has returned', async () => {
     const log = new Journal();
     const held = gate();
     await using server = await serve([
@@ -29,7 +29,7 @@ describe('no task starts before the response is out', () => {
     assert.deepEqual(log.entries, ['handler', 'handler returns', 'task']);
   });
 
-  test('1 no task starts before the last chunk of a stream', async () => {
+  test('no task starts before the last chunk of a stream', async () => {
     const log = new Journal();
     const held = gate<string>();
     await using server = await serve([
@@ -52,7 +52,7 @@ describe('no task starts before the response is out', () => {
     'a JSON value': () => TOO_MUCH,
     'a Response': () => new Response(TOO_MUCH),
   })) {
-    test(`1 no task starts while a slow reader has not taken enough of ${kind}`, async () => {
+    test(`no task starts while a slow reader has not taken enough of ${kind}`, async () => {
       const log = new Journal();
       await using server = await serve([
         get('/', { tasks: backgroundTasks }, ({ tasks }) => {
@@ -73,7 +73,7 @@ describe('no task starts before the response is out', () => {
     });
   }
 
-  test('1 no task of a pipelined response starts while that waits behind another', async () => {
+  test('no task of a pipelined response starts while that waits behind another', async () => {
     const log = new Journal();
     const held = gate();
     await using server = await serve([
@@ -102,7 +102,7 @@ const CLIENT = `
 
 describe('the client has its response while the first task is held', () => {
   for (const [kind, response] of Object.entries(bodies)) {
-    test(`1 the client has the whole of ${kind}, and its end of file, while the first task is held`, async () => {
+    test(`the client has the whole of ${kind}, and its end of file, while the first task is held`, async () => {
       const log = new Journal();
       const held = gate();
       await using server = await serve([
@@ -139,7 +139,7 @@ describe('the client has its response while the first task is held', () => {
   }
 
   for (const [kind, response] of Object.entries(bodies)) {
-    test(`1 a task that blocks the thread does not delay ${kind}, nor its end of file (fact 7.3)`, async () => {
+    test(`a task that blocks the thread does not delay ${kind}, nor its end of file`, async () => {
       for (const head of [GET('/', 'connection: close'), ['GET / HTTP/1.0', '', '']]) {
         const flag = new Int32Array(new SharedArrayBuffer(4));
         const waited = gate<string>();

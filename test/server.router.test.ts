@@ -190,7 +190,7 @@ describe('the router', () => {
     }
   });
 
-  test('HEAD of a Response without a content-length is answered, its source is cancelled, its tasks run (fact 7.16)', async (t) => {
+  test('HEAD of a Response without a content-length is answered, its source is cancelled, its tasks run', async (t) => {
     const lines = stderr(t);
     const log = new Journal();
     await using server = await serve([

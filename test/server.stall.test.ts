@@ -56,7 +56,7 @@ describe('a reader that takes nothing', () => {
       ['', ['/']],
       [', pipelined behind another response,', ['/small', '/']],
     ] as const) {
-      test(`1 a reader ${kind}${place} that takes nothing for stallTimeoutMs counts as gone (fact 7.10)`, async (t) => {
+      test(`a reader ${kind}${place} that takes nothing for stallTimeoutMs counts as gone`, async (t) => {
         const lines = stderr(t);
         const log = new Journal();
         await using server = await serve(
@@ -91,7 +91,7 @@ describe('a reader that takes nothing', () => {
     'of a stream without end': () => new Response(source(() => 'x'.repeat(MiB))),
   })) {
     for (const place of ['', ', pipelined behind a response that it took,']) {
-      test(`1 a reader ${kind}${place} that takes nothing, though it sends, counts as gone (fact 7.10)`, async (t) => {
+      test(`a reader ${kind}${place} that takes nothing, though it sends, counts as gone`, async (t) => {
         const lines = stderr(t);
         const log = new Journal();
         const arrived = gate<Socket>();
@@ -125,7 +125,7 @@ describe('a reader that takes nothing', () => {
     }
   }
 
-  test('1 what a reader that stalls has sent is answered once it takes its response (fact 7.10)', async () => {
+  test('what a reader that stalls has sent is answered once it takes its response', async () => {
     const stalled = gate();
     await using server = await serve(
       [
@@ -161,7 +161,7 @@ describe('a reader that takes nothing', () => {
     'closes its half': (socket: Socket) => socket.end(),
   })) {
     for (const when of ['while it stalls', 'once it has taken what there was of a stream']) {
-      test(`1 a reader that ${how} ${when} is seen to be gone (fact 7.10)`, async () => {
+      test(`a reader that ${how} ${when} is seen to be gone`, async () => {
         const log = new Journal();
         const stalled = gate();
         const parts = [TOO_MUCH, 'the last part'];
@@ -191,7 +191,7 @@ describe('a reader that takes nothing', () => {
     }
   }
 
-  test('1 a client that sends its request while it takes nothing of the response is read on (fact 7.10)', async () => {
+  test('a client that sends its request while it takes nothing of the response is read on', async () => {
     const read = gate<unknown>();
     await using server = await serve(
       [
@@ -221,7 +221,7 @@ describe('a reader that takes nothing', () => {
 
 describe('the timeout of a response ends with it', () => {
   for (const how of ['kept', 'pipelined']) {
-    test(`1 the stallTimeoutMs of a response ends with it: no ${how} one after it is cut (fact 7.10)`, async () => {
+    test(`the stallTimeoutMs of a response ends with it: no ${how} one after it is cut`, async () => {
       const log = new Journal();
       const app = createApp([
         get('/first', { tasks: backgroundTasks }, ({ tasks }) => {
@@ -252,7 +252,7 @@ describe('the timeout of a response ends with it', () => {
     });
   }
 
-  test('4 a timeout that a host sets on its sockets ends the connection of a slow handler, not its tasks', async () => {
+  test('a timeout that a host sets on its sockets ends the connection of a slow handler, not its tasks', async () => {
     const log = new Journal();
     const slow = get('/', { request, tasks: backgroundTasks }, async ({ request: { socket }, tasks }) => {
       tasks.addTask(log.write, 'task');
@@ -266,7 +266,7 @@ describe('the timeout of a response ends with it', () => {
     await log.until('task');
   });
 
-  test('1 the stallTimeoutMs of a response ends with it: Node closes an idle connection (fact 7.10)', async () => {
+  test('the stallTimeoutMs of a response ends with it: Node closes an idle connection', async () => {
     const seen = gate<number | undefined>();
     await using server = await serve(
       [
@@ -283,7 +283,7 @@ describe('the timeout of a response ends with it', () => {
     assert.ok(timeout && timeout >= http.createServer().keepAliveTimeout, `got ${timeout}`);
   });
 
-  test('1 a stream that is quiet for longer than stallTimeoutMs is not cut (fact 7.10)', async () => {
+  test('a stream that is quiet for longer than stallTimeoutMs is not cut', async () => {
     await using server = await serve(
       [
         get(

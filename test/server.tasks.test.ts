@@ -7,7 +7,7 @@ import { gate, stderr } from './helpers.ts';
 import { ask, fence, Journal, serve, test, without } from './server.helpers.ts';
 
 describe('tasks run in order', () => {
-  test('2 tasks run in order, one at a time, across dependencies and handler, whatever their kind', async () => {
+  test('tasks run in order, one at a time, across dependencies and handler, whatever their kind', async () => {
     const log = new Journal();
     const asynchronous = async (name: string): Promise<void> => {
       log.write(`${name} starts`);
@@ -39,7 +39,7 @@ describe('tasks run in order', () => {
     ]);
   });
 
-  test('2 the tasks of different requests do not wait for one another', async () => {
+  test('the tasks of different requests do not wait for one another', async () => {
     const log = new Journal();
     const held = gate();
     await using server = await serve([
@@ -78,7 +78,7 @@ const failures: Record<string, () => unknown> = {
 
 describe('an error in a task stays inside', () => {
   for (const [kind, fail] of Object.entries(failures)) {
-    test(`3 ${kind} in the first, the middle or the last task changes nothing that the client sees`, async (t) => {
+    test(`${kind} in the first, the middle or the last task changes nothing that the client sees`, async (t) => {
       const lines = stderr(t);
       const log = new Journal();
       await using server = await serve([
@@ -108,7 +108,7 @@ describe('an error in a task stays inside', () => {
     });
   }
 
-  test("3 afterFailure: 'stop' drops the rest of that request's queue, and of no other", async (t) => {
+  test("afterFailure: 'stop' drops the rest of that request's queue, and of no other", async (t) => {
     const lines = stderr(t);
     const log = new Journal();
     await using server = await serve(
@@ -134,7 +134,7 @@ describe('an error in a task stays inside', () => {
     assert.equal(lines.length, 2);
   });
 
-  test('3 onTaskError gets the error, the task and its request, in place of stderr', async (t) => {
+  test('onTaskError gets the error, the task and its request, in place of stderr', async (t) => {
     const lines = stderr(t);
     const seen = gate<unknown[]>();
     await using server = await serve(
@@ -158,7 +158,7 @@ describe('an error in a task stays inside', () => {
 });
 
 describe('whatever status is returned, the tasks run', () => {
-  test('4 whatever status is returned, the tasks run, and none of them changes it', async () => {
+  test('whatever status is returned, the tasks run, and none of them changes it', async () => {
     const log = new Journal();
     await using server = await serve(
       [
@@ -197,7 +197,7 @@ describe('whatever status is returned, the tasks run', () => {
   });
 
   for (const method of ['GET', 'HEAD']) {
-    test(`4 the tasks of a ${method} run, with a body and with 204`, async () => {
+    test(`the tasks of a ${method} run, with a body and with 204`, async () => {
       const log = new Journal();
       await using server = await serve([
         get('/:status', { status: path('status'), tasks: backgroundTasks }, ({ status, tasks }) => {
@@ -223,7 +223,7 @@ describe('a throw discards the queue', () => {
     'a thrown undefined': [500, failures['a thrown undefined'] as () => unknown],
     'a value that is not JSON': [500, () => 1n],
   })) {
-    test(`4 ${kind} in a handler or a dependency discards the queue, and the server serves on`, async (t) => {
+    test(`${kind} in a handler or a dependency discards the queue, and the server serves on`, async (t) => {
       const lines = stderr(t);
       const log = new Journal();
       const queued = depends({ tasks: backgroundTasks }, ({ tasks }) =>
@@ -253,7 +253,7 @@ describe('a throw discards the queue', () => {
     });
   }
 
-  test('4 a 422 discards the queue, and is not reported', async (t) => {
+  test('a 422 discards the queue, and is not reported', async (t) => {
     const lines = stderr(t);
     const log = new Journal();
     const queued = depends({ tasks: backgroundTasks }, ({ tasks }) => tasks.addTask(log.write, 'task'));

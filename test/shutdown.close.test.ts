@@ -11,7 +11,7 @@ import { LARGE, refusesConnections, slowReader, submit } from './shutdown.helper
 const closeHeaders = (received: string): number => received.match(/^connection: close\r$/gim)?.length ?? 0;
 
 describe('close()', () => {
-  test('7 close() finishes the running task, the queued ones and those that they add, and resolves last', async () => {
+  test('close() finishes the running task, the queued ones and those that they add, and resolves last', async () => {
     const [started, held] = [gate(), gate()];
     const events: string[] = [];
     await using server = await serve([
@@ -38,7 +38,7 @@ describe('close()', () => {
     assert.equal(server.app.pending, 0);
   });
 
-  test('7 close() finishes the answer of a handler that is still at work, and then its tasks', async () => {
+  test('close() finishes the answer of a handler that is still at work, and then its tasks', async () => {
     const [arrived, held, ran] = [gate(), gate(), gate<string>()];
     await using server = await serve([
       post('/items', { tasks: backgroundTasks }, async ({ tasks }) => {
@@ -58,7 +58,7 @@ describe('close()', () => {
     assert.equal(await ran, 'task');
   });
 
-  test('7 close() waits for the clean-up of a dependency', async () => {
+  test('close() waits for the clean-up of a dependency', async () => {
     const [started, held] = [gate(), gate()];
     const events: string[] = [];
     const session = depends(async function* () {
@@ -77,7 +77,7 @@ describe('close()', () => {
     assert.deepEqual(events, ['cleaned up', 'closed']);
   });
 
-  test('7 a task that fails meanwhile is reported, and is not unfinished', async (t) => {
+  test('a task that fails meanwhile is reported, and is not unfinished', async (t) => {
     const lines = stderr(t);
     const [started, held] = [gate(), gate()];
     await using server = await serve([
@@ -98,7 +98,7 @@ describe('close()', () => {
     assert.match(lines.join(), /fails.*Error: too late\n {4}at /);
   });
 
-  test('7 close() twice is the same promise, during and after', async () => {
+  test('close() twice is the same promise, during and after', async () => {
     const [started, held] = [gate(), gate()];
     await using server = await serve([
       post('/items', { tasks: backgroundTasks }, ({ tasks }) => {
@@ -117,7 +117,7 @@ describe('close()', () => {
     assert.equal(server.app.close(), closed);
   });
 
-  test('7 close() of an app that never listened resolves, and listen() is refused from then on', async () => {
+  test('close() of an app that never listened resolves, and listen() is refused from then on', async () => {
     const app = createApp([]);
     const closed = app.close();
     await assert.rejects(app.listen({ port: 0 }), /before close\(\)/);
@@ -125,7 +125,7 @@ describe('close()', () => {
     await assert.rejects(app.listen({ port: 0 }), /before close\(\)/);
   });
 
-  test('7 close() while listen() is under way ends both', async () => {
+  test('close() while listen() is under way ends both', async () => {
     const app = createApp([]);
     const listening = assert.rejects(
       app.listen({ port: 0 }),
@@ -135,14 +135,14 @@ describe('close()', () => {
     await listening;
   });
 
-  test('7 close() after a listen() that failed resolves', async () => {
+  test('close() after a listen() that failed resolves', async () => {
     await using other = await serve([]);
     const app = createApp([]);
     await assert.rejects(app.listen({ port: other.port }), { code: 'EADDRINUSE' });
     assert.deepEqual(await app.close(), { unfinished: [] });
   });
 
-  test('7 a handler may call close(): its own answer arrives, with Connection: close', async () => {
+  test('a handler may call close(): its own answer arrives, with Connection: close', async () => {
     const closed = gate<object>();
     await using server = await serve([
       post('/stop', () => {
@@ -195,7 +195,7 @@ const HALF_AN_ORDER = [
 ];
 
 describe('connections, while the app closes', () => {
-  test('7 a kept connection, one that sent nothing and one with half a head end at once (fact 7.5)', async () => {
+  test('a kept connection, one that sent nothing and one with half a head end at once', async () => {
     const [arrived, held] = [gate(), gate()];
     await using server = await serve([
       get('/', () => 'ok'),
@@ -222,7 +222,7 @@ describe('connections, while the app closes', () => {
     assert.deepEqual(await closed, { unfinished: [] });
   });
 
-  test('7 a request that arrives on a kept connection is served, the last answer with Connection: close', async () => {
+  test('a request that arrives on a kept connection is served, the last answer with Connection: close', async () => {
     await using app = await heldRequests();
     const [a, b] = app.requests;
     using client = await rawClient(app.server.port);
@@ -242,7 +242,7 @@ describe('connections, while the app closes', () => {
     await b.ran;
   });
 
-  test('7 pipelined answers that are ready in the other order both arrive, and the connection ends', async () => {
+  test('pipelined answers that are ready in the other order both arrive, and the connection ends', async () => {
     await using app = await heldRequests();
     const [a, b] = app.requests;
     using client = await rawClient(app.server.port);
@@ -257,7 +257,7 @@ describe('connections, while the app closes', () => {
     await Promise.all([a.ran, b.ran]);
   });
 
-  test('7 a slow reader gets all of a large JSON answer, and then its task runs (fact 7.5)', async () => {
+  test('a slow reader gets all of a large JSON answer, and then its task runs', async () => {
     const ran = gate();
     await using server = await serve([
       get('/large', { tasks: backgroundTasks }, ({ tasks }) => {
@@ -275,7 +275,7 @@ describe('connections, while the app closes', () => {
     await ran;
   });
 
-  test('7 a body that was half sent may be finished: the request is served, and its task runs', async () => {
+  test('a body that was half sent may be finished: the request is served, and its task runs', async () => {
     const [arrived, ran] = [gate(), gate<string>()];
     const arrives = depends(arrived.open);
     await using server = await serve([
@@ -300,7 +300,7 @@ describe('connections, while the app closes', () => {
 });
 
 describe('the deadline', () => {
-  test('7 at half of drainTimeoutMs every connection is destroyed, and the tasks have the other half', async () => {
+  test('at half of drainTimeoutMs every connection is destroyed, and the tasks have the other half', async () => {
     const [arrived, events] = [gate(), [] as string[]];
     const arrives = depends(arrived.open);
     await using server = await serve(
@@ -333,7 +333,7 @@ describe('the deadline', () => {
     assert.equal(await half.closed, '');
   });
 
-  test('7 at the deadline tasks and requests are named, and what has not started never does', async (t) => {
+  test('at the deadline tasks and requests are named, and what has not started never does', async (t) => {
     const lines = stderr(t);
     const [started, arrived, arrivedToo, held] = [gate(), gate(), gate(), gate()];
     const ran: string[] = [];
@@ -385,7 +385,7 @@ describe('the deadline', () => {
 });
 
 describe('a mounted app', () => {
-  test('7 close() of a mounted app finishes its requests, and leaves the server to its owner', async () => {
+  test('close() of a mounted app finishes its requests, and leaves the server to its owner', async () => {
     const [held, ran] = [gate(), gate<string>()];
     const app = createApp([
       post('/items', { tasks: backgroundTasks }, ({ tasks }) => {

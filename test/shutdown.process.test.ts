@@ -83,7 +83,7 @@ const TWO_TASKS = `
 
 describe('a signal', () => {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-    test(`7 after ${signal} the process accepts nothing, finishes its tasks and exits with 0`, async () => {
+    test(`after ${signal} the process accepts nothing, finishes its tasks and exits with 0`, async () => {
       await using app = await start(TWO_TASKS);
       using silent = await rawClient(app.port);
       assert.equal(await submit(`${app.url}/items`), '"accepted"');
@@ -103,7 +103,7 @@ describe('a signal', () => {
     ['SIGTERM', 'SIGINT', 130],
     ['SIGINT', 'SIGTERM', 143],
   ] as const) {
-    test(`7 ${second} after ${first} ends the process at once, with ${code}`, async () => {
+    test(`${second} after ${first} ends the process at once, with ${code}`, async () => {
       await using app = await start(TWO_TASKS);
       using silent = await rawClient(app.port);
       await submit(`${app.url}/items`);
@@ -116,7 +116,7 @@ describe('a signal', () => {
     });
   }
 
-  test('7 a slow reader has all of its answer before the process exits, and its task has run', async () => {
+  test('a slow reader has all of its answer before the process exits, and its task has run', async () => {
     await using app = await start(`
     get('/large', { tasks: backgroundTasks }, ({ tasks }) => {
       tasks.addTask(call, 'task');
@@ -133,7 +133,7 @@ describe('a signal', () => {
     assert.deepEqual(await app.child.exited, { code: 0, signal: null });
   });
 
-  test('7 a task that fails meanwhile is reported, and the exit code stays 0', async () => {
+  test('a task that fails meanwhile is reported, and the exit code stays 0', async () => {
     await using app = await start(`
     post('/items', { tasks: backgroundTasks }, ({ tasks }) => {
       tasks.addTask(async function fails() { await call('first'); throw new Error('too late'); });
@@ -150,7 +150,7 @@ describe('a signal', () => {
 });
 
 describe('the deadline', () => {
-  test('7 at the deadline the unfinished tasks and requests are named on stderr, and the exit code is 1', async () => {
+  test('at the deadline the unfinished tasks and requests are named on stderr, and the exit code is 1', async () => {
     await using app = await start(
       `${TWO_TASKS}, get('/hangs', () => call('handler'))`,
       '{ drainTimeoutMs: 200 }',
@@ -166,7 +166,7 @@ describe('the deadline', () => {
     assert.deepEqual(app.calls, ['first', 'handler']);
   });
 
-  test('7 the process exits when what it has written was read, however late: all names are on stderr', async () => {
+  test('the process exits when what it has written was read, however late: all names are on stderr', async () => {
     const read = gate();
     await using app = await start(
       `
@@ -189,7 +189,7 @@ describe('the deadline', () => {
     assert.equal(app.child.stderr.match(/: neverStarts$/gm)?.length, 3999);
   });
 
-  test('7 a promise that never settles holds the process until the deadline, and is named (fact 7.6)', async () => {
+  test('a promise that never settles holds the process until the deadline, and is named', async () => {
     await using app = await start(
       `
     post('/items', { tasks: backgroundTasks }, ({ tasks }) => {
@@ -205,7 +205,7 @@ describe('the deadline', () => {
 });
 
 describe('what a task leaves behind', () => {
-  test('7 a rejected promise that a task leaves behind is logged, and the process serves on (fact 7.7)', async () => {
+  test('a rejected promise that a task leaves behind is logged, and the process serves on', async () => {
     await using app = await start(`
     post('/items', { tasks: backgroundTasks }, ({ tasks }) => {
       tasks.addTask(function leaves() { void Promise.reject(new Error('orphan')); });
@@ -220,7 +220,7 @@ describe('what a task leaves behind', () => {
     assert.deepEqual(await app.child.exited, { code: 0, signal: null });
   });
 
-  test('7 a throw in a listener that a task leaves behind ends the process (fact 7.7)', async () => {
+  test('a throw in a listener that a task leaves behind ends the process', async () => {
     await using app = await start(`
     post('/items', { tasks: backgroundTasks }, ({ tasks }) => {
       tasks.addTask(function leaves() { setImmediate(function listener() { throw new Error('left behind'); }); });

@@ -1,4 +1,4 @@
-/** The chapter's endpoints (design §5), byte for byte: the answers, and what the tasks log after them. */
+/** The chapter's endpoints byte for byte: the answers, and what the tasks log after them. */
 import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -135,7 +135,7 @@ test('no other endpoint writes to the file', async () => {
   await assert.rejects(readFile(app.logFile), { code: 'ENOENT' });
 });
 
-test('3 POST /important?guard=no leaves the error to the server: stderr has the task and the stack', async (t) => {
+test('POST /important?guard=no leaves the error to the server: stderr has the task and the stack', async (t) => {
   const error = t.mock.method(console, 'error', () => {});
   await using app = await tutorial();
   const response = await app.request('POST /important?data=결제&guard=no');
@@ -211,7 +211,7 @@ const refused: readonly { line: string; json?: string; detail: readonly object[]
 ];
 
 for (const { line, json, detail } of refused) {
-  test(`4 ${line}${json ? ` with ${json}` : ''} is 422, and nothing is logged`, async () => {
+  test(`${line}${json ? ` with ${json}` : ''} is 422, and nothing is logged`, async () => {
     await using app = await tutorial();
     const response = await app.request(line, json);
     assert.equal(response.status, 422);
@@ -247,7 +247,7 @@ test('as a process of its own, without LOG_FILE, it appends to log.txt in the cu
   assert.equal(app.stderr, '');
 });
 
-test('1 the welcome is answered before the e-mail is sent, which takes EMAIL_DELAY_MS', async () => {
+test('the welcome is answered before the e-mail is sent, which takes EMAIL_DELAY_MS', async () => {
   await using app = child(['server.ts', '--port', '0'], { env: { EMAIL_DELAY_MS: '2000000000' } });
   const url = await app.url();
   const response = await fetch(`${url}/welcome-email?to=a`, { method: 'POST' });
