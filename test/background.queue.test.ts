@@ -44,44 +44,6 @@ describe('tasks run in order, one at a time', () => {
     assert.deepEqual([log, again === running], [['first', 'second'], true]);
   });
 
-  test("a task that start() runs may call run(): that starts nothing, and resolves at the queue's end", async () => {
-    await queue([() => {}]).run(); // so that the next queue need not wait for a turn of the event loop
-    const log: string[] = [];
-    const [second, held] = [gate(), gate()];
-    const runs: Promise<void>[] = [];
-    const tasks = queue([
-      () => {
-        log.push('first');
-        runs.push(tasks.run());
-        void tasks.run().then(() => log.push('run() resolves'));
-      },
-      async () => {
-        log.push('second');
-        second.open();
-        await held;
-        runs.push(tasks.run());
-      },
-      () => log.push('third'),
-    ]);
-    const running = new Promise<void>((resolve) => tasks.start(resolve));
-    await second;
-    await otherQueues();
-    assert.deepEqual(log, ['first', 'second']);
-    held.open();
-    await Promise.all([running, ...runs]);
-    assert.deepEqual(log, ['first', 'second', 'third', 'run() resolves']);
-    assert.deepEqual(new Set(runs), new Set([tasks.run()]), 'always the same promise');
-  });
-
-  test('start() after run() waits for its end, and run() is the same promise before and after it', async () => {
-    const log: string[] = [];
-    const tasks = queue([() => log.push('first'), async () => log.push('second')]);
-    const running = tasks.run();
-    await new Promise<void>((resolve) => tasks.start(resolve));
-    assert.deepEqual(log, ['first', 'second']);
-    assert.equal(tasks.run(), running);
-  });
-
   for (const [kind, wrap] of Object.entries<(held: Promise<void>) => unknown>({
     'an async task': (held) => held,
     'a thenable object': (held) => ({ then: (done: () => void) => void held.then(done) }),

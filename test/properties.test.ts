@@ -16,8 +16,6 @@ interface Program {
   readonly stop: boolean;
   /** Every task waits for a turn of the event loop, as it does where the tasks before it took long. */
   readonly busy: boolean;
-  /** At the end `start()` is called, as the server does, not `run()`. */
-  readonly atOnce: boolean;
   /** onTaskError: none, one that returns, one that takes a turn of the event loop, one that throws. */
   readonly reporter: number;
   /** What its first call does, its second one, and so on. */
@@ -60,7 +58,6 @@ function programOf({ below, chance }: Random, busy: boolean): Program {
   return {
     stop: chance(0.3),
     busy,
-    atOnce: chance(0.5),
     reporter: below(4),
     reported: actions(2, 1),
     before: actions(5, 0),
@@ -165,8 +162,6 @@ async function outcomeOf(running: Promise<void>): Promise<string> {
   return outcome || 'hangs';
 }
 
-const started = (tasks: BackgroundTasks): Promise<void> => new Promise((resolve) => tasks.start(resolve));
-
 const clock = { now: 0, step: 0 };
 
 /** The same of the real one. */
@@ -255,9 +250,6 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
       await undefined; // no turn of the event loop
     }
   }
-  if (program.atOnce) {
-    await outcomeOf(started(tasks));
-  }
   log.push(`run() ${await outcomeOf(running ?? tasks.run())}`);
   program.after.forEach(act);
   return log;
@@ -342,7 +334,6 @@ const add = (more: Partial<Task> = {}): Action => ({
 const program = (...before: Action[]): Program => ({
   stop: false,
   busy: false,
-  atOnce: false,
   reporter: 0,
   reported: [],
   before,

@@ -1,10 +1,33 @@
 /** A stream that breaks, or a client that leaves, does not discard the queue. */
 import assert from 'node:assert/strict';
+import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { describe } from 'node:test';
-import { backgroundTasks, body, depends, get, path, post, request, route, strings } from '../server.ts';
+import {
+  backgroundTasks,
+  body,
+  createApp,
+  depends,
+  get,
+  path,
+  post,
+  request,
+  route,
+  strings,
+} from '../server.ts';
 import { gate, rawClient, stderr } from './helpers.ts';
-import { bodies, fence, firstAndThen, GET, gone, Journal, serve, TOO_MUCH, test } from './server.helpers.ts';
+import {
+  bodies,
+  fence,
+  firstAndThen,
+  foreign,
+  GET,
+  gone,
+  Journal,
+  serve,
+  TOO_MUCH,
+  test,
+} from './server.helpers.ts';
 
 const broken = { 'an error': new Error('broken'), nothing: undefined, 'a text': 'broken' };
 
@@ -234,4 +257,33 @@ describe('a client that leaves', () => {
       assert.deepEqual(lines, []);
     });
   }
+
+  test("where 'finish' comes after the 'close' of the connection, tasks and clean-ups run once", async () => {
+    const log = new Journal();
+    const cleaned = depends(function* () {
+      yield;
+      log.write('cleaned up');
+    });
+    const responses: ServerResponse[] = [];
+    const app = createApp([
+      get('/', { cleaned, request, tasks: backgroundTasks }, async ({ request, tasks }) => {
+        tasks.addTask(log.write, 'task');
+        log.write('handler');
+        await gone(request.socket);
+      }),
+    ]);
+    await using server = await foreign((req, res) => {
+      responses.push(res);
+      app.listener(req, res);
+    });
+    using client = await rawClient(server.port);
+    client.send(...GET('/'));
+    await log.until('handler');
+    client.socket.destroy();
+    await app.idle();
+    responses[0]?.emit('finish'); // the Nodes of today do not emit it so late
+    await app.idle();
+    const { unfinished } = await app.close();
+    assert.deepEqual([log.entries, app.pending, unfinished], [['handler', 'task', 'cleaned up'], 0, []]);
+  });
 });

@@ -39,6 +39,60 @@ describe('tasks run in order', () => {
     ]);
   });
 
+  test("a task may call run() of its own queue: that starts nothing, and resolves at the queue's end", async () => {
+    const log = new Journal();
+    const held = gate();
+    const runs: Promise<void>[] = [];
+    await using server = await serve([
+      get('/', { tasks: backgroundTasks }, ({ tasks }) => {
+        tasks.addTask(() => {
+          log.write('first');
+          runs.push(tasks.run());
+          runs[0]?.then(() => log.write('run() resolves'));
+        });
+        tasks.addTask(async () => {
+          log.write('second');
+          await held;
+          runs.push(tasks.run());
+        });
+        tasks.addTask(log.write, 'third');
+      }),
+    ]);
+    await ask(server.url);
+    await log.until('second');
+    await fence(server.url);
+    assert.deepEqual(log.entries, ['first', 'second']);
+    held.open();
+    await server.app.idle();
+    await Promise.all(runs);
+    assert.deepEqual(log.entries, ['first', 'second', 'third', 'run() resolves']);
+    assert.equal(new Set(runs).size, 1, 'always the same promise');
+  });
+
+  test('where a handler runs its queue itself, the server waits for the end of it, and runs nothing twice', async () => {
+    const log = new Journal();
+    const held = gate();
+    const runs: Promise<void>[] = [];
+    await using server = await serve([
+      get('/', { tasks: backgroundTasks }, async ({ tasks }) => {
+        tasks.addTask(log.write, 'first');
+        tasks.addTask(() => held);
+        tasks.addTask(log.write, 'last');
+        runs.push(tasks.run());
+        await log.until('first');
+        return 'answered';
+      }),
+      get('/pending', () => server.app.pending),
+    ]);
+    assert.equal((await ask(server.url)).body, '"answered"');
+    await fence(server.url);
+    assert.equal((await ask(`${server.url}/pending`)).body, '2', 'it, and the one that asks');
+    held.open();
+    await Promise.all([...runs, server.app.idle()]);
+    await fence(server.url);
+    assert.deepEqual(log.entries, ['first', 'last']);
+  });
+
   test('the tasks of different requests do not wait for one another', async () => {
     const log = new Journal();
     const held = gate();
