@@ -11,9 +11,9 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { allCases, type Level } from '../conformance/cases.ts';
-import { freePort } from '../conformance/local.ts';
-import { openSession, type Verdict } from '../conformance/run.ts';
+import { allCases, type Level } from '../suite/cases.ts';
+import { freePort } from '../suite/local.ts';
+import { openSession, type Verdict } from '../suite/run.ts';
 import { mutants, unitMutants, type Change, type UnitMutant } from './list.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
@@ -72,7 +72,7 @@ describe('mutants', { concurrency: 4 }, () => {
 async function copyWith(t: TestContext, { name, file, from, to }: Change): Promise<string> {
   const folder = await mkdtemp(path.join(tmpdir(), 'mutant-'));
   t.after(() => rm(folder, { recursive: true, force: true }));
-  const isWanted = (source: string): boolean => !/^test.(mutants|bench|conformance)/.test(path.relative(ROOT, source));
+  const isWanted = (source: string): boolean => !/^test.(mutants|bench|suite)/.test(path.relative(ROOT, source));
   for (const each of ['background.ts', 'deps.ts', 'server.ts', 'package.json', 'fixtures/conformance', 'test']) {
     await cp(path.join(ROOT, each), path.join(folder, each), { recursive: true, filter: isWanted });
   }

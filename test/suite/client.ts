@@ -27,7 +27,9 @@ const MARGIN = 2 ** 20;
 
 const target = (method: Method, plan: Plan): { path: string; body: string } => {
   const text = JSON.stringify(plan);
-  return method === 'HEAD' ? { path: `/run?plan=${encodeURIComponent(text)}`, body: '' } : { path: '/run', body: text };
+  return method === 'HEAD'
+    ? { path: `/run?plan=${encodeURIComponent(text)}`, body: '' }
+    : { path: '/run', body: text };
 };
 
 /** The host and port of an address as `net.connect` has them, e.g. `::1` and 80 of `http://[::1]`. */
@@ -37,23 +39,33 @@ export function addressOf(url: string): { host: string; port: number } {
 }
 
 const broken = (asked: string, { message, code }: NodeJS.ErrnoException): Failure =>
-  new Failure(`${code === 'ECONNREFUSED' ? `${asked} was refused` : `the connection of ${asked} broke`}: ${message}`);
+  new Failure(
+    `${code === 'ECONNREFUSED' ? `${asked} was refused` : `the connection of ${asked} broke`}: ${message}`,
+  );
 
 /** One request by `node:http`. `kept` makes it use the connection of an agent that keeps one. */
 export function exchange(url: string, method: Method, plan: Plan, kept?: Kept): Exchange {
   const { path, body } = target(method, plan);
   const asked = `${method} ${url}/run`;
-  const headers = body ? { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) } : {};
+  const headers = body
+    ? { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) }
+    : {};
   const { promise: answer, resolve, reject } = withResolvers<Answer>();
   const request = http.request(new URL(path, url), { method, headers, agent: kept?.agent ?? false });
   let seen = 'nothing';
   request.on('error', (error) => reject(broken(asked, error)));
   request.on('close', () => {
-    if (seen === 'nothing') reject(new Failure(`the connection of ${asked} was closed without a response`));
+    if (seen === 'nothing') {
+      reject(new Failure(`the connection of ${asked} was closed without a response`));
+    }
   });
   request.on('socket', (socket) => {
-    if (kept?.socket && kept.socket !== socket) reject(new Failure('the connection was not kept open'));
-    if (kept) kept.socket = socket;
+    if (kept?.socket && kept.socket !== socket) {
+      reject(new Failure('the connection was not kept open'));
+    }
+    if (kept) {
+      kept.socket = socket;
+    }
   });
   request.on('response', (response: IncomingMessage) => {
     const { statusCode: status = 0 } = response;
@@ -62,8 +74,12 @@ export function exchange(url: string, method: Method, plan: Plan, kept?: Kept): 
     response.setEncoding('latin1').on('data', (chunk: string) => {
       body += chunk;
       seen = `the status ${status} and ${body.length} bytes`;
-      if (body.length <= plan.size + MARGIN) return;
-      reject(new Failure(`the response to ${asked} has no end: ${plan.size} bytes were asked for, got ${seen}`));
+      if (body.length <= plan.size + MARGIN) {
+        return;
+      }
+      reject(
+        new Failure(`the response to ${asked} has no end: ${plan.size} bytes were asked for, got ${seen}`),
+      );
       request.destroy();
     });
     response.on('error', () => reject(new Failure(`the response to ${asked} broke off after ${seen}`)));
@@ -73,11 +89,20 @@ export function exchange(url: string, method: Method, plan: Plan, kept?: Kept): 
   answer.catch(() => {}); // a case may not ask for it
   const leave = (how: 'close' | 'reset'): void =>
     void (how === 'reset' ? request.socket?.resetAndDestroy() : request.destroy());
-  return { answer, leave, get seen() { return seen; } };
+  return {
+    answer,
+    leave,
+    get seen() {
+      return seen;
+    },
+  };
 }
 
 /** A connection that is kept between two requests of a case. */
-export interface Kept { readonly agent: http.Agent; socket?: Socket }
+export interface Kept {
+  readonly agent: http.Agent;
+  socket?: Socket;
+}
 
 export const keep = (): Kept => ({ agent: new http.Agent({ keepAlive: true, maxSockets: 1 }) });
 
@@ -99,7 +124,9 @@ export class RawConnection {
     };
     this.#socket.setEncoding('latin1').on('data', (chunk: string) => {
       this.#text += chunk;
-      if (this.#text.length > this.#allowed) failed(`the response to ${this.#asked} has no end`);
+      if (this.#text.length > this.#allowed) {
+        failed(`the response to ${this.#asked} has no end`);
+      }
     });
     this.#socket.on('error', (error) => failed(broken(this.#asked, error).message));
     this.#socket.on('end', () => this.#end.resolve(this.#text));
@@ -107,26 +134,45 @@ export class RawConnection {
     this.#end.promise.catch(() => {});
   }
 
-  get #asked(): string { return `POST ${this.#url}/run`; }
-  get #seen(): string { return this.#text ? `${this.#text.length} bytes and no end of file` : 'nothing'; }
+  get #asked(): string {
+    return `POST ${this.#url}/run`;
+  }
+  get #seen(): string {
+    return this.#text ? `${this.#text.length} bytes and no end of file` : 'nothing';
+  }
 
   send(plan: Plan, last: boolean): Exchange {
     const body = JSON.stringify(plan);
     const place = this.#sent++;
     this.#allowed += plan.size;
-    this.#socket.write([
-      'POST /run HTTP/1.1', `host: ${new URL(this.#url).host}`, 'content-type: application/json',
-      `content-length: ${Buffer.byteLength(body)}`, `connection: ${last ? 'close' : 'keep-alive'}`, '', body,
-    ].join('\r\n'));
+    this.#socket.write(
+      [
+        'POST /run HTTP/1.1',
+        `host: ${new URL(this.#url).host}`,
+        'content-type: application/json',
+        `content-length: ${Buffer.byteLength(body)}`,
+        `connection: ${last ? 'close' : 'keep-alive'}`,
+        '',
+        body,
+      ].join('\r\n'),
+    );
     const answer = this.#end.promise.then((text) => parse(text, place));
     answer.catch(() => {});
     const seen = (): string => this.#seen;
     const leave = (how: 'close' | 'reset'): void =>
       void (how === 'reset' ? this.#socket.resetAndDestroy() : this.#socket.destroy());
-    return { answer, leave, get seen() { return seen(); } };
+    return {
+      answer,
+      leave,
+      get seen() {
+        return seen();
+      },
+    };
   }
 
-  close(): void { this.#socket.destroy(); }
+  close(): void {
+    this.#socket.destroy();
+  }
 }
 
 /** The response at `place`. Bodies of the suite are made of `x`, so they never look like a head. */
@@ -148,11 +194,15 @@ export function getText(url: string, signal?: AbortSignal): Promise<{ status: nu
     let text = '';
     response.setEncoding('utf8').on('data', (chunk: string) => {
       text += chunk;
-      if (text.length <= MARGIN) return;
+      if (text.length <= MARGIN) {
+        return;
+      }
       reject(new Failure(`GET ${url} is answered without an end: more than 1 MiB has come`));
       request.destroy();
     });
-    response.on('error', () => reject(new Failure(`the response to GET ${url} broke off after ${text.length} bytes`)));
+    response.on('error', () =>
+      reject(new Failure(`the response to GET ${url} broke off after ${text.length} bytes`)),
+    );
     response.on('end', () => resolve({ status: response.statusCode ?? 0, text }));
   });
   request.on('error', (error) => reject(broken(`GET ${url}`, error)));

@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { allCases, allClauses, clauseFiles } from './cases.ts';
 import { freePort, nodeCommand } from './local.ts';
-import { ofCount, tally, type Outcomes } from './report.ts';
+import { type Outcomes, ofCount, tally } from './report.ts';
 import { openSession, type Verdict } from './run.ts';
 
 const ROOT = new URL('../../', import.meta.url);
@@ -38,15 +38,19 @@ interface Result {
 /** Changes with every change of a case. */
 export function casesHash(): string {
   const hash = createHash('sha256');
-  for (const [name, text] of clauseFiles()) hash.update(`${name}\0${text}\0`);
+  for (const [name, text] of clauseFiles()) {
+    hash.update(`${name}\0${text}\0`);
+  }
   return hash.digest('hex').slice(0, 16);
 }
 
-export const peerFolders = (): string[] => readdirSync(PEERS)
-  .filter((name) => existsSync(new URL(`${name}/peer.json`, PEERS))).sort();
+export const peerFolders = (): string[] =>
+  readdirSync(PEERS)
+    .filter((name) => existsSync(new URL(`${name}/peer.json`, PEERS)))
+    .sort();
 
 export const folderOf = (name: string): URL =>
-  (name === REFERENCE ? new URL('fixtures/conformance/', ROOT) : new URL(`${name}/`, PEERS));
+  name === REFERENCE ? new URL('fixtures/conformance/', ROOT) : new URL(`${name}/`, PEERS);
 
 const read = <T>(url: URL): T => JSON.parse(readFileSync(url, 'utf8')) as T;
 export const peerOf = (name: string): Peer => read(new URL('peer.json', folderOf(name)));
@@ -59,7 +63,11 @@ export const resultOf = (name: string): Result | undefined => {
 async function play(name: string): Promise<{ result: Result; verdicts: Verdict[] }> {
   const url = `http://127.0.0.1:${await freePort()}`;
   const reference = nodeCommand(new URL('server.ts', ROOT), new URL('reference.ts', folderOf(REFERENCE)));
-  const target = { url, cwd: fileURLToPath(folderOf(name)), command: name === REFERENCE ? reference : './run' };
+  const target = {
+    url,
+    cwd: fileURLToPath(folderOf(name)),
+    command: name === REFERENCE ? reference : './run',
+  };
   const session = await openSession(target);
   const { version } = session.preflight;
   const verdicts: Verdict[] = [];
@@ -68,20 +76,31 @@ async function play(name: string): Promise<{ result: Result; verdicts: Verdict[]
       const verdict = await session.run(each);
       verdicts.push(verdict);
       const { level, id, title, reason, curl } = verdict;
-      if (verdict.status === 'fail') console.log(`${name}: ${level} ${id} ${title}: ${reason}\n    ${curl}`);
+      if (verdict.status === 'fail') {
+        console.log(`${name}: ${level} ${id} ${title}: ${reason}\n    ${curl}`);
+      }
     }
-    if (session.late.length > 0) throw new Error(`${name}: ${session.late.join('; ')}`);
+    if (session.late.length > 0) {
+      throw new Error(`${name}: ${session.late.join('; ')}`);
+    }
   } finally {
     await session.close();
   }
   const outcomes = Object.fromEntries(verdicts.map(({ id, status, observed }) => [id, { status, observed }]));
-  return { result: { version, date: new Date().toISOString().slice(0, 10), cases: casesHash(), outcomes }, verdicts };
+  return {
+    result: { version, date: new Date().toISOString().slice(0, 10), cases: casesHash(), outcomes },
+    verdicts,
+  };
 }
 
 /** What differs between a result and the one that is committed; nothing if they are equal. */
 function differences(result: Result, committed: Result | undefined): string[] {
-  if (!committed) return ['there is no committed result'];
-  if (committed.cases !== result.cases) return ['the committed result is of other cases'];
+  if (!committed) {
+    return ['there is no committed result'];
+  }
+  if (committed.cases !== result.cases) {
+    return ['the committed result is of other cases'];
+  }
   return Object.entries(result.outcomes).flatMap(([id, { status, observed }]) => {
     const before = committed.outcomes[id];
     const same = before?.status === status && before.observed === observed;
@@ -93,7 +112,10 @@ function differences(result: Result, committed: Result | undefined): string[] {
 
 /** The dialects, and what the matrix calls them. */
 const BEHAVIOURS = {
-  afterFailure: 'After a failure', onThrow: 'On a throw', brokenStream: 'Broken stream', cleanUp: 'Clean-up',
+  afterFailure: 'After a failure',
+  onThrow: 'On a throw',
+  brokenStream: 'Broken stream',
+  cleanUp: 'Clean-up',
   concurrency: 'Tasks run',
 };
 
@@ -101,9 +123,12 @@ const BEHAVIOURS = {
 export function matrixTable(): string {
   const rows = [REFERENCE, ...peerFolders()].flatMap((name) => {
     const result = resultOf(name);
-    if (!result) return [];
+    if (!result) {
+      return [];
+    }
     const { core, robust, behaviours: b } = tally(result.outcomes);
-    const label = name === REFERENCE ? '**response-first** (this)' : `[${peerOf(name).name}](fixtures/peers/${name})`;
+    const label =
+      name === REFERENCE ? '**response-first** (this)' : `[${peerOf(name).name}](fixtures/peers/${name})`;
     const idiom = name === REFERENCE ? '`BackgroundTasks`' : peerOf(name).idiom;
     const seen = Object.keys(BEHAVIOURS).map((dialect) => b[dialect] ?? '–');
     return [[label, idiom, result.version, ofCount(core), ofCount(robust), ...seen]];
@@ -118,7 +143,7 @@ export function deviationsTable(): string {
   for (const peer of peerFolders().map(peerOf)) {
     for (const [id, { reason, link }] of Object.entries(peer.deviations)) {
       const row = `| ${peer.name} | CASES | ${reason} | [source](${link}) |`;
-      cases.set(row, [...cases.get(row) ?? [], id]);
+      cases.set(row, [...(cases.get(row) ?? []), id]);
     }
   }
   const rows = [...cases].map(([row, ids]) => row.replace('CASES', ids.join(', ')));
@@ -142,7 +167,9 @@ export function withPart(text: string, name: string, part: string): string {
   const [begin, end] = [`<!-- ${name} -->`, `<!-- /${name} -->`];
   const [before, rest] = text.split(begin);
   const after = rest?.split(end)[1];
-  if (before === undefined || after === undefined) throw new Error(`Expected ${begin} … ${end} in the page.`);
+  if (before === undefined || after === undefined) {
+    throw new Error(`Expected ${begin} … ${end} in the page.`);
+  }
   return `${before}${begin}\n${part}\n${end}${after}`;
 }
 
@@ -162,16 +189,28 @@ async function main(): Promise<void> {
   const { values, positionals } = parseArgs({ options, allowPositionals: true });
   const all = [REFERENCE, ...peerFolders()];
   const unknown = positionals.find((name) => !all.includes(name));
-  if (unknown) throw new Error(`Expected one of ${all.join(', ')}, got ${unknown}.`);
+  if (unknown) {
+    throw new Error(`Expected one of ${all.join(', ')}, got ${unknown}.`);
+  }
   for (const name of values.tables ? [] : positionals.length > 0 ? positionals : all) {
     const { result, verdicts } = await play(name);
     const failed = verdicts.filter(({ status }) => status === 'fail').length;
     console.log(`${name}: ${verdicts.length} cases, ${failed} failed (${result.version})`);
     const different = differences(result, resultOf(name));
-    if (!values.check) writeFileSync(new URL('result.json', folderOf(name)), serialised(result));
-    else for (const each of different) { console.log(`${name}: ${each}`); process.exitCode = 1; }
+    if (!values.check) {
+      writeFileSync(new URL('result.json', folderOf(name)), serialised(result));
+    } else {
+      for (const each of different) {
+        console.log(`${name}: ${each}`);
+        process.exitCode = 1;
+      }
+    }
   }
-  if (!values.check) for (const [url, text] of pages()) writeFileSync(url, text);
+  if (!values.check) {
+    for (const [url, text] of pages()) {
+      writeFileSync(url, text);
+    }
+  }
 }
 
 /** One outcome a line. */
@@ -182,4 +221,6 @@ function serialised({ outcomes, ...head }: Result): string {
   return `${start},\n  "outcomes": {\n${lines.join(',\n')}\n  }\n}\n`;
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main();
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  await main();
+}

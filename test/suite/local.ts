@@ -10,13 +10,15 @@ let last = randomInt(20_000, 29_000);
 /** A port that was free a moment ago. */
 export async function freePort(): Promise<number> {
   for (;;) {
-    const port = last += 1;
+    const port = (last += 1);
     const server = net.createServer().listen(port, '127.0.0.1');
     try {
       await once(server, 'listening');
       await once(server.close(), 'close');
       return port;
-    } catch { /* in use */ }
+    } catch {
+      /* in use */
+    }
   }
 }
 

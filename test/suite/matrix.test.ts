@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
-import { casesHash, pages, peerFolders, peerOf, resultOf, withPart } from './conformance/matrix.ts';
-import { tally } from './conformance/report.ts';
+import { casesHash, pages, peerFolders, peerOf, resultOf, withPart } from './matrix.ts';
+import { tally } from './report.ts';
 
 describe('the committed results', () => {
   for (const name of ['response-first', ...peerFolders()]) {
@@ -36,10 +36,15 @@ describe('the committed results', () => {
 });
 
 test('the tables of both pages are those that `npm run matrix -- --tables` writes', () => {
-  for (const [url, text] of pages()) assert.equal(readFileSync(url, 'utf8'), text, url.pathname);
+  for (const [url, text] of pages()) {
+    assert.equal(readFileSync(url, 'utf8'), text, url.pathname);
+  }
 });
 
 test('a part of a page is replaced between its marks, and a page without marks is refused', () => {
-  assert.equal(withPart('a\n<!-- x -->\nold\n<!-- /x -->\nb', 'x', 'new'), 'a\n<!-- x -->\nnew\n<!-- /x -->\nb');
+  assert.equal(
+    withPart('a\n<!-- x -->\nold\n<!-- /x -->\nb', 'x', 'new'),
+    'a\n<!-- x -->\nnew\n<!-- /x -->\nb',
+  );
   assert.throws(() => withPart('a', 'x', 'new'), /Expected <!-- x --> … <!-- \/x --> in the page/);
 });

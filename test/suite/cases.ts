@@ -26,9 +26,12 @@ export interface Case extends Omit<Clause, 'cases'> {
   readonly steps: readonly Step[];
 }
 
-type TaskForm = string | { readonly id: string; readonly kind?: 'async' | 'sync'; readonly adds?: readonly TaskForm[] };
-type PlanForm = { readonly [Key in 'sub' | 'dependency' | 'handler']?: readonly TaskForm[] }
-  & Partial<Pick<Plan, 'checkpoints' | 'status' | 'size' | 'stream'>>;
+type TaskForm =
+  | string
+  | { readonly id: string; readonly kind?: 'async' | 'sync'; readonly adds?: readonly TaskForm[] };
+type PlanForm = { readonly [Key in 'sub' | 'dependency' | 'handler']?: readonly TaskForm[] } & Partial<
+  Pick<Plan, 'checkpoints' | 'status' | 'size' | 'stream'>
+>;
 export type Send = PlanForm & {
   readonly as?: string;
   readonly method?: 'HEAD';
@@ -69,7 +72,9 @@ export function parseClause(file: string, text: string): Clause {
   const value: unknown = JSON.parse(text);
   const found = problems(value, schema);
   const list = found.map((each) => `  ${each}`).join('\n');
-  if (list) throw new Error(`${file} is no valid case file:\n${list}`);
+  if (list) {
+    throw new Error(`${file} is no valid case file:\n${list}`);
+  }
   return value as Clause;
 }
 
@@ -78,17 +83,23 @@ export const allClauses = (): Clause[] => [...clauseFiles()].map(([file, text]) 
 /** Every case, in the order of its number. */
 export function allCases(): Case[] {
   return allClauses().flatMap(({ cases, ...clause }) =>
-    cases.map((each) => ({ ...clause, statement: clause.title, needs: [], ...each })));
+    cases.map((each) => ({ ...clause, statement: clause.title, needs: [], ...each })),
+  );
 }
 
 /** The plan that a `send` stands for. */
 export function planOf(form: PlanForm, callback: string): Plan {
-  const tasks = (forms: readonly TaskForm[] = []): Task[] => forms.map((each) => {
-    const { id, kind = 'async', adds = [] } = typeof each === 'string' ? { id: each } : each;
-    return { id, kind, adds: tasks(adds) };
-  });
+  const tasks = (forms: readonly TaskForm[] = []): Task[] =>
+    forms.map((each) => {
+      const { id, kind = 'async', adds = [] } = typeof each === 'string' ? { id: each } : each;
+      return { id, kind, adds: tasks(adds) };
+    });
   const { checkpoints = [], status = 200, size = 2, stream = false } = form;
-  const [sub, dependency, handler] = [form.sub, form.dependency, form.handler].map(tasks) as [Task[], Task[], Task[]];
+  const [sub, dependency, handler] = [form.sub, form.dependency, form.handler].map(tasks) as [
+    Task[],
+    Task[],
+    Task[],
+  ];
   return { callback, sub, dependency, handler, checkpoints, status, size, stream };
 }
 

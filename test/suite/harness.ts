@@ -16,13 +16,19 @@ export async function within<T>(ms: number, what: string | (() => string), promi
   return Promise.race([promise, deadline]).finally(() => clearTimeout(timer));
 }
 
-interface Resolvers<T> { promise: Promise<T>; resolve: (value: T) => void; reject: (error: Error) => void }
+interface Resolvers<T> {
+  promise: Promise<T>;
+  resolve: (value: T) => void;
+  reject: (error: Error) => void;
+}
 
 /** `Promise.withResolvers`, which Node 20 does not have. */
 export function withResolvers<T = void>(): Resolvers<T> {
   let resolve!: Resolvers<T>['resolve'];
   let reject!: Resolvers<T>['reject'];
-  const promise = new Promise<T>((...both) => { [resolve, reject] = both; });
+  const promise = new Promise<T>((...both) => {
+    [resolve, reject] = both;
+  });
   return { promise, resolve, reject };
 }
 
@@ -41,15 +47,23 @@ export class Callbacks {
   readonly #waiting = new Set<() => void>();
   #ended = false;
 
-  constructor(url: string) { this.url = url; }
+  constructor(url: string) {
+    this.url = url;
+  }
 
   /** The names that arrived and were not answered. */
-  get held(): string[] { return [...this.#held.keys()]; }
+  get held(): string[] {
+    return [...this.#held.keys()];
+  }
 
   /** Resolves when `found` holds; it is asked now, and after each call. */
   until(found: () => boolean): Promise<void> {
     return new Promise((resolve) => {
-      const look = (): void => { if (found() && this.#waiting.delete(look)) resolve(); };
+      const look = (): void => {
+        if (found() && this.#waiting.delete(look)) {
+          resolve();
+        }
+      };
       this.#waiting.add(look);
       look();
     });
@@ -58,23 +72,32 @@ export class Callbacks {
   /** Answers a held call. @throws Failure if it is not held. */
   answer(name: string, status: number): void {
     const response = this.#held.get(name);
-    if (!response) throw new Failure(`${name} is not being held`);
+    if (!response) {
+      throw new Failure(`${name} is not being held`);
+    }
     this.#held.delete(name);
     const text = status === 200 ? '' : `failure ${randomBytes(6).toString('hex')}`;
-    if (text) this.failures.set(name, text);
+    if (text) {
+      this.failures.set(name, text);
+    }
     reply(response, status, text);
   }
 
   /** Answers a call that may not have come, as soon as it does. */
   answerAhead(name: string, status: number): void {
-    if (this.#held.has(name)) this.answer(name, status);
-    else this.#ahead.set(name, status);
+    if (this.#held.has(name)) {
+      this.answer(name, status);
+    } else {
+      this.#ahead.set(name, status);
+    }
   }
 
   /** Answers what is held, and whatever still comes, so that nothing of this plan outlives its case. */
   end(): void {
     this.#ended = true;
-    for (const name of this.held) this.answer(name, 200);
+    for (const name of this.held) {
+      this.answer(name, 200);
+    }
   }
 
   /** @internal */
@@ -82,24 +105,33 @@ export class Callbacks {
     const again = this.arrived.includes(name);
     this.arrived.push(name);
     const ahead = this.#ahead.get(name);
-    if (this.#ended || again) reply(response, 200);
-    else {
+    if (this.#ended || again) {
+      reply(response, 200);
+    } else {
       this.#held.set(name, response);
-      if (ahead !== undefined) this.answer(name, ahead);
+      if (ahead !== undefined) {
+        this.answer(name, ahead);
+      }
     }
-    for (const look of this.#waiting) look();
+    for (const look of this.#waiting) {
+      look();
+    }
   }
 
   /** @internal */
   refuse(call: string, response: ServerResponse): void {
     this.refused.push(call);
     reply(response, 404, `${call} is no call: a call is POST {callback}/{name}`);
-    for (const look of this.#waiting) look();
+    for (const look of this.#waiting) {
+      look();
+    }
   }
 }
 
 const reply = (response: ServerResponse, status: number, text = ''): void =>
-  void response.writeHead(status, { connection: 'close', 'content-length': Buffer.byteLength(text) }).end(text);
+  void response
+    .writeHead(status, { connection: 'close', 'content-length': Buffer.byteLength(text) })
+    .end(text);
 
 export interface Harness {
   /** Answers `GET`: by then, what had called before has been counted. */
@@ -118,11 +150,17 @@ export async function startHarness(): Promise<Harness> {
   const secret = randomBytes(4).toString('hex');
   const server = http.createServer({ requestTimeout: 0 }, (request, response) => {
     const { method, url = '' } = request;
-    if (url === `/${secret}`) return reply(response, 200);
+    if (url === `/${secret}`) {
+      return reply(response, 200);
+    }
     const [, token, number, name, ...more] = url.split('/');
     const callbacks = plans.get(`${token}/${number}`);
-    if (callbacks && method === 'POST' && name && more.length === 0) return callbacks.receive(name, response);
-    if (callbacks) return callbacks.refuse(`${method} ${url}`, response);
+    if (callbacks && method === 'POST' && name && more.length === 0) {
+      return callbacks.receive(name, response);
+    }
+    if (callbacks) {
+      return callbacks.refuse(`${method} ${url}`, response);
+    }
     strays.push(`${method} ${url}`);
     reply(response, 404, `${method} ${url} belongs to no plan`);
   });

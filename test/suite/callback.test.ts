@@ -4,8 +4,8 @@ import { once } from 'node:events';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { describe, test } from 'node:test';
-import { call, checkpoint, type Plan } from '../fixtures/conformance/callback.ts';
-import { child, gate, type Child } from './helpers.ts';
+import { call, checkpoint, type Plan } from '../../fixtures/conformance/callback.ts';
+import { type Child, child, gate } from '../helpers.ts';
 
 interface Caller extends AsyncDisposable {
   readonly plan: Plan;
@@ -22,15 +22,27 @@ async function called(answer: http.RequestListener): Promise<Caller> {
     requests.push(`${request.method} ${request.url}`);
     answer(request, response);
   });
-  server.on('connection', () => { connections += 1; });
+  server.on('connection', () => {
+    connections += 1;
+  });
   await once(server.listen(0, '127.0.0.1'), 'listening');
   const callback = `http://127.0.0.1:${(server.address() as AddressInfo).port}/plan`;
   const plan: Plan = {
-    callback, sub: [], dependency: [], handler: [], checkpoints: ['handler'], status: 200, size: 2, stream: false,
+    callback,
+    sub: [],
+    dependency: [],
+    handler: [],
+    checkpoints: ['handler'],
+    status: 200,
+    size: 2,
+    stream: false,
   };
   return {
-    plan, requests,
-    get connections() { return connections; },
+    plan,
+    requests,
+    get connections() {
+      return connections;
+    },
     async [Symbol.asyncDispose]() {
       const closed = once(server, 'close');
       server.close();
@@ -40,22 +52,30 @@ async function called(answer: http.RequestListener): Promise<Caller> {
   };
 }
 
-const status = (code: number, text = ''): http.RequestListener =>
-  (_, response) => void response.writeHead(code).end(text);
+const status =
+  (code: number, text = ''): http.RequestListener =>
+  (_, response) =>
+    void response.writeHead(code).end(text);
 /** A server that answers h1, h2 … in turn by these. */
-const inTurn = (...answers: http.RequestListener[]): http.RequestListener =>
-  (request, response) => answers.shift()?.(request, response);
+const inTurn =
+  (...answers: http.RequestListener[]): http.RequestListener =>
+  (request, response) =>
+    answers.shift()?.(request, response);
 
 /** `callSync` blocks its thread, so it has a process of its own, which ends with what `body` returns as JSON. */
 function blocking(plan: Plan, body: string): Child {
-  const module = JSON.stringify(new URL('../fixtures/conformance/callback.ts', import.meta.url));
-  return child(['--input-type=module', '--eval', `
+  const module = JSON.stringify(new URL('../../fixtures/conformance/callback.ts', import.meta.url));
+  return child([
+    '--input-type=module',
+    '--eval',
+    `
     import { callSync } from ${module};
     const plan = ${JSON.stringify(plan)};
     const caught = (act) => { try { act(); } catch (error) { return { message: error.message, ...error }; } };
     const result = (() => { ${body} })();
     console.log(JSON.stringify(result));
-  `]);
+  `,
+  ]);
 }
 async function resultOf(started: Child): Promise<unknown> {
   await started.exited;
@@ -66,7 +86,11 @@ describe('call', () => {
   test('is one POST of the name, with an empty body, and goes on after 200', async () => {
     let body = '';
     await using caller = await called((request, response) => {
-      request.on('data', (chunk: Buffer) => { body += chunk; }).on('end', () => response.end());
+      request
+        .on('data', (chunk: Buffer) => {
+          body += chunk;
+        })
+        .on('end', () => response.end());
     });
     await call(caller.plan, 'h1');
     assert.deepEqual([caller.requests, body], [['POST /plan/h1'], '']);
@@ -74,7 +98,10 @@ describe('call', () => {
 
   test('waits for the answer', async () => {
     const [asked, answer] = [gate(), gate()];
-    await using caller = await called((_, response) => { asked.open(); void answer.then(() => response.end()); });
+    await using caller = await called((_, response) => {
+      asked.open();
+      void answer.then(() => response.end());
+    });
     const order: string[] = [];
     const returned = call(caller.plan, 'h1').then(() => order.push('returned'));
     await asked;
@@ -98,13 +125,20 @@ describe('call', () => {
 
   test('throws an ordinary error with the text after 500', async () => {
     await using caller = await called(status(500, 'failure 주문'));
-    const error: Error = await call(caller.plan, 'h1').then(() => assert.fail('it went on'), (error: Error) => error);
+    const error: Error = await call(caller.plan, 'h1').then(
+      () => assert.fail('it went on'),
+      (error: Error) => error,
+    );
     assert.deepEqual([error.message, Object.keys(error), error.name], ['failure 주문', [], 'Error']);
   });
 
   test('throws an error with the status after 404', async () => {
     await using caller = await called(status(404, 'failure 1'));
-    await assert.rejects(call(caller.plan, 'handler'), { message: 'failure 1', status: 404, statusCode: 404 });
+    await assert.rejects(call(caller.plan, 'handler'), {
+      message: 'failure 1',
+      status: 404,
+      statusCode: 404,
+    });
   });
 
   test('has a new connection each time', async () => {
@@ -115,7 +149,9 @@ describe('call', () => {
   });
 
   test('follows no redirect', async () => {
-    await using caller = await called((_, response) => void response.writeHead(307, { location: '/plan/h2' }).end());
+    await using caller = await called(
+      (_, response) => void response.writeHead(307, { location: '/plan/h2' }).end(),
+    );
     await assert.rejects(call(caller.plan, 'h1'), { status: 307 });
     assert.deepEqual(caller.requests, ['POST /plan/h1']);
   });
@@ -165,14 +201,20 @@ describe('callSync', () => {
 
   test('blocks its thread until the answer is there', async () => {
     const [asked, answer] = [gate(), gate()];
-    await using caller = await called((_, response) => { asked.open(); void answer.then(() => response.end()); });
-    await using started = blocking(caller.plan, `
+    await using caller = await called((_, response) => {
+      asked.open();
+      void answer.then(() => response.end());
+    });
+    await using started = blocking(
+      caller.plan,
+      `
       const order = [];
       setImmediate(() => order.push('a turn of the loop'));
       process.nextTick(() => order.push('a tick'));
       callSync(plan, 'h1');
       return order;
-    `);
+    `,
+    );
     await asked;
     assert.equal(started.stdout, '');
     answer.open();

@@ -3,7 +3,9 @@ import { allCases, type Level } from './cases.ts';
 import { DIALECTS } from './target.ts';
 
 /** What a verdict comes to: `pass`, `fail`, `skip`; of a dialect the value that was seen. */
-export type Outcomes = Readonly<Record<string, { readonly status: string; readonly observed?: string | undefined }>>;
+export type Outcomes = Readonly<
+  Record<string, { readonly status: string; readonly observed?: string | undefined }>
+>;
 
 export interface Tally {
   readonly core: Count;
@@ -12,7 +14,10 @@ export interface Tally {
   readonly behaviours: Readonly<Record<string, string | undefined>>;
   readonly failed: readonly string[];
 }
-interface Count { readonly passed: number; readonly of: number }
+interface Count {
+  readonly passed: number;
+  readonly of: number;
+}
 
 /** Counts per level, without the cases that do not apply; there is no overall score. */
 export function tally(outcomes: Outcomes): Tally {
