@@ -3,15 +3,33 @@
  * paths, queries, headers, bodies and JSON, several on a connection, in random pieces, whole, cut or with bytes
  * changed; then JSON as deep as it can be answered, and heads made to be slow.
  */
-import { backgroundTasks, body, createApp, depends, get, header, path, post, put, query, strings,
-  type StandardSchema } from '../../server.ts';
+import {
+  backgroundTasks,
+  body,
+  createApp,
+  depends,
+  get,
+  header,
+  path,
+  post,
+  put,
+  query,
+  strings,
+  type StandardSchema,
+} from '../../server.ts';
 import { connect, endure, number, probe, requestOf, size, startServer, type Random } from './shared.ts';
 
 const counts = { handled: 0, ran: 0, opened: 0, closed: 0 };
-const done = (): void => { counts.ran += 1; };
+const done = (): void => {
+  counts.ran += 1;
+};
 const session = depends(function* () {
   counts.opened += 1;
-  try { yield; } finally { counts.closed += 1; }
+  try {
+    yield;
+  } finally {
+    counts.closed += 1;
+  }
 });
 const handled = depends({ session, tasks: backgroundTasks }, ({ tasks }) => (): void => {
   counts.handled += 1;
@@ -23,13 +41,29 @@ const anything: StandardSchema<unknown> = {
   '~standard': { version: 1, vendor: 'test', validate: (value) => ({ value }) },
 };
 /** Finds fault with every member, at places that exist and at some that do not. */
-const picky: StandardSchema<unknown> = { '~standard': { version: 1, vendor: 'test', validate: (value) => ({
-  issues: Object.keys(Object(value)).slice(0, 20).flatMap((key) => [
-    { message: `not ${key}`, path: [key] }, { message: 'nor what is in it', path: [{ key }, '__proto__', 0] },
-    { message: 'nor this', path: [Symbol(key)] }]),
-}) } };
-const digits: StandardSchema<number> = { '~standard': { version: 1, vendor: 'test', validate: (value) => (
-  /^\d+$/.test(String(value)) ? { value: Number(value) } : { issues: [{ message: 'Expected digits' }] }) } };
+const picky: StandardSchema<unknown> = {
+  '~standard': {
+    version: 1,
+    vendor: 'test',
+    validate: (value) => ({
+      issues: Object.keys(Object(value))
+        .slice(0, 20)
+        .flatMap((key) => [
+          { message: `not ${key}`, path: [key] },
+          { message: 'nor what is in it', path: [{ key }, '__proto__', 0] },
+          { message: 'nor this', path: [Symbol(key)] },
+        ]),
+    }),
+  },
+};
+const digits: StandardSchema<number> = {
+  '~standard': {
+    version: 1,
+    vendor: 'test',
+    validate: (value) =>
+      /^\d+$/.test(String(value)) ? { value: Number(value) } : { issues: [{ message: 'Expected digits' }] },
+  },
+};
 
 const server = createApp([
   get('/alive', () => 'alive'),
@@ -37,40 +71,162 @@ const server = createApp([
     handled();
     return values;
   }),
-  put('/search', {
-    handled, q: query('q'), page: query('page', digits), n: header('n', null), p: header('__proto__', ''),
-  }, ({ handled, ...values }) => { handled(); return values; }),
+  put(
+    '/search',
+    {
+      handled,
+      q: query('q'),
+      page: query('page', digits),
+      n: header('n', null),
+      p: header('__proto__', ''),
+    },
+    ({ handled, ...values }) => {
+      handled();
+      return values;
+    },
+  ),
   post('/orders', { handled, order: body(strings('item', '__proto__')) }, ({ handled, order }) => {
     handled();
     return order;
   }),
-  post('/any', { handled, value: body(anything) }, ({ handled, value }) => { handled(); return typeof value; }),
-  post('/picky', { handled, q: query('q'), value: body(picky), order: body(strings('item')) },
-    ({ handled }) => handled()),
+  post('/any', { handled, value: body(anything) }, ({ handled, value }) => {
+    handled();
+    return typeof value;
+  }),
+  post(
+    '/picky',
+    { handled, q: query('q'), value: body(picky), order: body(strings('item')) },
+    ({ handled }) => handled(),
+  ),
 ]);
 export default probe(server, counts);
 
 /** Of each list, what Node's parser passes on, and what it refuses: then the connection ends with 400. */
-const METHODS = [['GET', 'GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS', 'TRACE', 'M-SEARCH'],
-  ['CONNECT', 'PRI', 'get', 'G\0T', '']] as const;
-const PATHS = [['/alive', '/items/', '/items/1', '/items/1', '/search', '/search', '/orders', '/any', '/picky', '/',
-  '//', '/..', '*', 'http://a/items/1', 'http://a', 'HTTP://u:p@[::1]:1/items/%31', 'ftp://a/alive', '/items/:id',
-  '/__proto__'], ['', 'a:80', 'http://', '/ ']] as const;
-const WORDS = [['%', '%0', '%00', '%ff', '%c0%af', '%ed%a0%80', '%F0%9F%98%80', '%2F', '%3F', '%20', '+', '&', '=', '?',
-  ';', '/', '..', ':', ',', '"', "'", '[]', '[0]', '__proto__', 'constructor', 'toString', 'q', 'page', 'item', '1',
-  '\\', '<b>', '${1}', '%s', '%o', '\xc3\xa9', '\xff\xfe'], ['#', '\t', ' ', '\0', '\x7f', '\r', '\n']] as const;
-const HEADERS = [['host: b', 'connection: close', 'connection: keep-alive, upgrade', 'upgrade: websocket', 'n: 1',
-  'n:', 'expect: 100-continue', 'expect: a', 'te: trailers', 'trailer: a', '__proto__: a', '__proto__: \xe9',
-  'cookie: a=b; c', 'range: bytes=0-', 'if-none-match: *', 'content-encoding: gzip', 'content-type: text/plain'],
-['content-length: 0', 'content-length: 1', 'content-length: -1', 'content-length: 99999999999999999999', ': n', 'n',
-  'content-length: 2000000', 'content-length: 1, 1', 'transfer-encoding: chunked', 'transfer-encoding: gzip', ' folded',
-  'transfer-encoding: chunked, chunked']] as const;
+const METHODS = [
+  ['GET', 'GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS', 'TRACE', 'M-SEARCH'],
+  ['CONNECT', 'PRI', 'get', 'G\0T', ''],
+] as const;
+const PATHS = [
+  [
+    '/alive',
+    '/items/',
+    '/items/1',
+    '/items/1',
+    '/search',
+    '/search',
+    '/orders',
+    '/any',
+    '/picky',
+    '/',
+    '//',
+    '/..',
+    '*',
+    'http://a/items/1',
+    'http://a',
+    'HTTP://u:p@[::1]:1/items/%31',
+    'ftp://a/alive',
+    '/items/:id',
+    '/__proto__',
+  ],
+  ['', 'a:80', 'http://', '/ '],
+] as const;
+const WORDS = [
+  [
+    '%',
+    '%0',
+    '%00',
+    '%ff',
+    '%c0%af',
+    '%ed%a0%80',
+    '%F0%9F%98%80',
+    '%2F',
+    '%3F',
+    '%20',
+    '+',
+    '&',
+    '=',
+    '?',
+    ';',
+    '/',
+    '..',
+    ':',
+    ',',
+    '"',
+    "'",
+    '[]',
+    '[0]',
+    '__proto__',
+    'constructor',
+    'toString',
+    'q',
+    'page',
+    'item',
+    '1',
+    '\\',
+    '<b>',
+    '${1}',
+    '%s',
+    '%o',
+    '\xc3\xa9',
+    '\xff\xfe',
+  ],
+  ['#', '\t', ' ', '\0', '\x7f', '\r', '\n'],
+] as const;
+const HEADERS = [
+  [
+    'host: b',
+    'connection: close',
+    'connection: keep-alive, upgrade',
+    'upgrade: websocket',
+    'n: 1',
+    'n:',
+    'expect: 100-continue',
+    'expect: a',
+    'te: trailers',
+    'trailer: a',
+    '__proto__: a',
+    '__proto__: \xe9',
+    'cookie: a=b; c',
+    'range: bytes=0-',
+    'if-none-match: *',
+    'content-encoding: gzip',
+    'content-type: text/plain',
+  ],
+  [
+    'content-length: 0',
+    'content-length: 1',
+    'content-length: -1',
+    'content-length: 99999999999999999999',
+    ': n',
+    'n',
+    'content-length: 2000000',
+    'content-length: 1, 1',
+    'transfer-encoding: chunked',
+    'transfer-encoding: gzip',
+    ' folded',
+    'transfer-encoding: chunked, chunked',
+  ],
+] as const;
 const JSON_TYPE = 'application/json';
-const TYPES = [JSON_TYPE, JSON_TYPE, JSON_TYPE, JSON_TYPE, JSON_TYPE, 'APPLICATION/JSON ; charset=latin1', 'text/plain',
-  'application/problem+json', 'application/+json', 'application/jsonx', 'multipart/form-data', 'json', ''];
+const TYPES = [
+  JSON_TYPE,
+  JSON_TYPE,
+  JSON_TYPE,
+  JSON_TYPE,
+  JSON_TYPE,
+  'APPLICATION/JSON ; charset=latin1',
+  'text/plain',
+  'application/problem+json',
+  'application/+json',
+  'application/jsonx',
+  'multipart/form-data',
+  'json',
+  '',
+];
 
 const repeat = (count: number, part: () => string): string => Array.from({ length: count }, part).join('');
-const bytes = (random: Random, count: number): string => repeat(count, () => String.fromCharCode(random.below(256)));
+const bytes = (random: Random, count: number): string =>
+  repeat(count, () => String.fromCharCode(random.below(256)));
 
 /** What is wild may be what the parser refuses. */
 function some(random: Random, [tame, refused]: readonly (readonly string[])[], wild: boolean): string {
@@ -95,18 +251,43 @@ function target(random: Random, wild: boolean): string {
 function json(random: Random, depth = 0): string {
   const kind = random.below(depth > 4 ? 6 : 10);
   const list = (part: () => string): string => Array.from({ length: random.below(5) }, part).join(',');
-  if (kind === 0) return random.pick(['null', 'true', 'false', '0', '-0', '1e999', '-1', '1.5', '9007199254740993']);
+  if (kind === 0)
+    return random.pick(['null', 'true', 'false', '0', '-0', '1e999', '-1', '1.5', '9007199254740993']);
   if (kind < 6) {
-    return random.pick(['""', '"a"', '"b"', '"\\ud800"', '"\\u0000"', '"\\ud83d\\ude00"', '"\xc3\xa9"', '"__proto__"']);
+    return random.pick([
+      '""',
+      '"a"',
+      '"b"',
+      '"\\ud800"',
+      '"\\u0000"',
+      '"\\ud83d\\ude00"',
+      '"\xc3\xa9"',
+      '"__proto__"',
+    ]);
   }
   if (kind === 6) return `[${list(() => json(random, depth + 1))}]`;
-  const keys = ['item', 'item', '__proto__', 'constructor', 'toString', 'length', '', '0', '~standard', '\\u0000'];
+  const keys = [
+    'item',
+    'item',
+    '__proto__',
+    'constructor',
+    'toString',
+    'length',
+    '',
+    '0',
+    '~standard',
+    '\\u0000',
+  ];
   return `{${list(() => `"${random.pick(keys)}":${json(random, depth + 1)}`)}}`;
 }
 
 function anyBody(random: Random): string {
   const kind = random.below(20);
-  const [open, close] = random.pick([['[', ']'], ['{"item":', '}'], ['[{"a":', '}]']] as const);
+  const [open, close] = random.pick([
+    ['[', ']'],
+    ['{"item":', '}'],
+    ['[{"a":', '}]'],
+  ] as const);
   if (kind === 0) return bytes(random, random.below(200));
   if (kind === 1) return `\xef\xbb\xbf${json(random)}`;
   if (kind === 2) return json(random).slice(0, -1);
@@ -121,7 +302,7 @@ function anyBody(random: Random): string {
 /** The body in chunks, as they should be or nearly. */
 function chunked(random: Random, body: string, wild: boolean): string {
   let text = '';
-  for (let at = 0; at < body.length;) {
+  for (let at = 0; at < body.length; ) {
     const length = 1 + random.below(body.length);
     const said = wild && random.chance(0.1) ? random.below(2 ** 31) : Math.min(length, body.length - at);
     text += `${said.toString(16)}${random.pick(['', '', '', ';a=b', ' '])}\r\n${body.slice(at, at + length)}\r\n`;
@@ -146,7 +327,8 @@ function anyRequest(random: Random): string {
     headers.push(isChunked ? 'transfer-encoding: chunked' : `content-length: ${body.length}`);
     content = isChunked ? chunked(random, body, wild) : body;
   }
-  if (!isSimple) for (let more = random.below(4); more > 0; more -= 1) headers.push(some(random, HEADERS, wild));
+  if (!isSimple)
+    for (let more = random.below(4); more > 0; more -= 1) headers.push(some(random, HEADERS, wild));
   if (wild && random.chance(0.05)) headers.push(`x-long: ${'x'.repeat(random.below(20_000))}`);
   if (wild && random.chance(0.05)) headers.push(...Array.from({ length: random.below(2500) }, () => 'a: b'));
   if (wild && random.chance(0.1)) headers.push(`${words(random, 3, wild)}: ${words(random, 5, wild)}`);
@@ -159,22 +341,43 @@ function mutated(random: Random, original: string): string {
   let text = original;
   for (let times = 1 + random.below(3); times > 0; times -= 1) {
     const at = random.below(text.length);
-    text = text.slice(0, at) + random.pick([
-      () => bytes(random, 1) + text.slice(at + 1), () => text.slice(at + random.below(8)), () => '',
-      () => text.slice(at, at + 20) + text.slice(at)])();
+    text =
+      text.slice(0, at) +
+      random.pick([
+        () => bytes(random, 1) + text.slice(at + 1),
+        () => text.slice(at + random.below(8)),
+        () => '',
+        () => text.slice(at, at + 20) + text.slice(at),
+      ])();
   }
   return text;
 }
 
-const DEEP = [['[', ']'], ['{"a":', '}'], ['[{"a":', '}]']] as const;
+const DEEP = [
+  ['[', ']'],
+  ['{"a":', '}'],
+  ['[{"a":', '}]'],
+] as const;
 
 /** Heads of about 15,000 bytes, that a parser may take long over; the first is an ordinary one. */
-const SLOW: readonly string[] = [`/search?q=${'x'.repeat(15_000)}`, `/search${'?'.repeat(15_000)}`,
-  `/search${'?q='.repeat(5_000)}&`, `/search${'?'.repeat(15_000)}=&`, `/search?${'&'.repeat(15_000)}`,
-  `/search?${'='.repeat(15_000)}`, `/search?${'q=&'.repeat(5_000)}`, `/search?${'%'.repeat(15_000)}`,
-  `/search?q=${'%C3%A9'.repeat(2_500)}`, `/search?${'+'.repeat(15_000)}`, '/'.repeat(15_000), '/items'.repeat(2_500),
-  `/items/${'%2F'.repeat(5_000)}`, `${'a'.repeat(15_000)}://`, `http://${'a'.repeat(15_000)}`,
-  `a${'://'.repeat(5_000)}`];
+const SLOW: readonly string[] = [
+  `/search?q=${'x'.repeat(15_000)}`,
+  `/search${'?'.repeat(15_000)}`,
+  `/search${'?q='.repeat(5_000)}&`,
+  `/search${'?'.repeat(15_000)}=&`,
+  `/search?${'&'.repeat(15_000)}`,
+  `/search?${'='.repeat(15_000)}`,
+  `/search?${'q=&'.repeat(5_000)}`,
+  `/search?${'%'.repeat(15_000)}`,
+  `/search?q=${'%C3%A9'.repeat(2_500)}`,
+  `/search?${'+'.repeat(15_000)}`,
+  '/'.repeat(15_000),
+  '/items'.repeat(2_500),
+  `/items/${'%2F'.repeat(5_000)}`,
+  `${'a'.repeat(15_000)}://`,
+  `http://${'a'.repeat(15_000)}`,
+  `a${'://'.repeat(5_000)}`,
+];
 
 await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, stage }) => {
   const total = size(20_000, 1_000_000);
@@ -198,11 +401,14 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
       for (const look of waiting) look();
     }
   }
-  const looked = (): Promise<void> => new Promise((resolve) => {
-    const after = turns + 2;
-    const look = (): void => { if (turns >= after && waiting.delete(look)) resolve(); };
-    waiting.add(look);
-  });
+  const looked = (): Promise<void> =>
+    new Promise((resolve) => {
+      const after = turns + 2;
+      const look = (): void => {
+        if (turns >= after && waiting.delete(look)) resolve();
+      };
+      waiting.add(look);
+    });
 
   function judge(index: number, text: string): void {
     for (const [, status = ''] of text.matchAll(/HTTP\/1\.1 (\d{3}) /g)) {
@@ -231,8 +437,10 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     await Promise.race([closed, looked()]);
     socket.end(); // now it can wait for nothing more
     let deadline: NodeJS.Timeout | undefined;
-    const hangs = new Promise<boolean>((resolve) => { deadline = setTimeout(resolve, 60_000, false); });
-    if (!await Promise.race([closed, hangs])) bad.push(`connection ${index} did not end within 60 s`);
+    const hangs = new Promise<boolean>((resolve) => {
+      deadline = setTimeout(resolve, 60_000, false);
+    });
+    if (!(await Promise.race([closed, hangs]))) bad.push(`connection ${index} did not end within 60 s`);
     clearTimeout(deadline);
     socket.destroy();
     judge(index, received.join(''));
@@ -241,14 +449,22 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   const asking = honest();
   stage('the random requests');
   let index = 0;
-  await Promise.all(Array.from({ length: 64 }, async () => { while (sent < total) await connection(index++); }));
+  await Promise.all(
+    Array.from({ length: 64 }, async () => {
+      while (sent < total) await connection(index++);
+    }),
+  );
 
   stage('JSON as deep as it can be');
   const around = size(8, 30);
   let depths = 0;
   const client = connect(server.port);
   for (const [open, close] of DEEP) {
-    for (const [where, key] of [['/orders', 'item'], ['/picky?q=1', 'a'], ['/picky?q=1', 'item']] as const) {
+    for (const [where, key] of [
+      ['/orders', 'item'],
+      ['/picky?q=1', 'a'],
+      ['/picky?q=1', 'item'],
+    ] as const) {
       const isEchoed = async (depth: number): Promise<boolean> => {
         depths += 1;
         client.send(requestOf('POST', where, `{"${key}":${open.repeat(depth)}1${close.repeat(depth)}}`));
@@ -259,7 +475,8 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
       let [low, high] = [1, 16_000];
       while (high - low > 1) {
         const middle = (low + high) >> 1;
-        if (await isEchoed(middle)) low = middle; else high = middle;
+        if (await isEchoed(middle)) low = middle;
+        else high = middle;
       }
       for (let depth = low - around; depth < low + around; depth += 1) await isEchoed(depth);
     }
@@ -280,22 +497,43 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   over = true;
   await asking;
   stage('the end of all tasks');
-  const end = await server.until(({ pending, open, alive }) => pending + open + alive.requests === 0, 'collected');
+  const end = await server.until(
+    ({ pending, open, alive }) => pending + open + alive.requests === 0,
+    'collected',
+  );
   const { handled = 0, ran = 0, opened = 0, closed = 0 } = end.counts;
-  claim(bad.length === 0, 'no 5xx, no stack, no hang, no death',
-    `${number(sent)} requests on ${number(index)} connections, ${depths} deep ones; ${[...statuses].sort()
-      .map(([status, times]) => `${number(times)} × ${status}`).join(', ')}${
-      bad.length > 0 ? `; ${bad.length} times not: ${[...new Set(bad)].slice(0, 5).join('; ')}` : ''}`);
+  claim(
+    bad.length === 0,
+    'no 5xx, no stack, no hang, no death',
+    `${number(sent)} requests on ${number(index)} connections, ${depths} deep ones; ${[...statuses]
+      .sort()
+      .map(([status, times]) => `${number(times)} × ${status}`)
+      .join(', ')}${
+      bad.length > 0 ? `; ${bad.length} times not: ${[...new Set(bad)].slice(0, 5).join('; ')}` : ''
+    }`,
+  );
   claim(turns > 2, 'an honest client had every answer meanwhile', number(turns));
-  claim(handled === ran && opened === closed, 'the tasks of every request that was handled ran once; generators ended',
-    `${number(ran)} tasks of ${number(handled)}, ${number(closed)} generators of ${number(opened)}`);
-  claim(end.pending + end.open + end.alive.requests === 0, '`pending` is back to 0, and no connection is left',
-    `${end.pending}, ${end.open}`);
+  claim(
+    handled === ran && opened === closed,
+    'the tasks of every request that was handled ran once; generators ended',
+    `${number(ran)} tasks of ${number(handled)}, ${number(closed)} generators of ${number(opened)}`,
+  );
+  claim(
+    end.pending + end.open + end.alive.requests === 0,
+    '`pending` is back to 0, and no connection is left',
+    `${end.pending}, ${end.open}`,
+  );
   const [ordinary = 0] = costs;
-  claim(costs[worst]! <= 20 * Math.max(ordinary, 1), 'no head costs more than 20 × an ordinary one of its length',
-    `${ordinary.toFixed(1)} ms of CPU, and at most ${costs[worst]?.toFixed(1)} ms, for ${SLOW[worst]?.slice(0, 12)}…`);
+  claim(
+    costs[worst]! <= 20 * Math.max(ordinary, 1),
+    'no head costs more than 20 × an ordinary one of its length',
+    `${ordinary.toFixed(1)} ms of CPU, and at most ${costs[worst]?.toFixed(1)} ms, for ${SLOW[worst]?.slice(0, 12)}…`,
+  );
   server.kill('SIGTERM');
   const { code } = await server.exited;
-  claim(code === 0 && server.stderr === '', 'after SIGTERM it exits with 0, and wrote nothing to stderr',
-    `${code}${server.stderr.slice(0, 500)}`);
+  claim(
+    code === 0 && server.stderr === '',
+    'after SIGTERM it exits with 0, and wrote nothing to stderr',
+    `${code}${server.stderr.slice(0, 500)}`,
+  );
 });

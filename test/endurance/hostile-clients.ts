@@ -4,10 +4,32 @@
  * seeded numbers say; honest clients ask meanwhile.
  */
 import { once } from 'node:events';
-import { backgroundTasks, body, createApp, depends, get, post, query, request, strings,
-  type BackgroundTasks } from '../../server.ts';
-import { connect, each, endure, megabytes, number, pause, probe, requestOf, size, startServer, type Client,
-  type Random } from './shared.ts';
+import {
+  backgroundTasks,
+  body,
+  createApp,
+  depends,
+  get,
+  post,
+  query,
+  request,
+  strings,
+  type BackgroundTasks,
+} from '../../server.ts';
+import {
+  connect,
+  each,
+  endure,
+  megabytes,
+  number,
+  pause,
+  probe,
+  requestOf,
+  size,
+  startServer,
+  type Client,
+  type Random,
+} from './shared.ts';
 
 /** How far each request is: 0 unknown, 1 accepted, 2 to 4 so many of its tasks have ended. By its number. */
 const progress = new Uint8Array(2 ** 24);
@@ -22,52 +44,68 @@ function step(id: number, expected: number): void {
 }
 
 const socket = depends({ request }, ({ request: { socket } }) => socket);
-const accept = depends({ socket, kind: query('kind', ''), tasks: backgroundTasks }, ({ socket, kind, tasks }) => (
-  (text: string): string => {
-    const id = Number(text);
-    step(id, 0);
-    counts.accepted += 1;
-    if (kind === 'halfClose') counts.halfClosed += 1;
-    if (id >= HONEST) counts.honest += 1;
-    const listeners = socket.eventNames().map((event) => socket.listenerCount(event));
-    counts.listeners = Math.max(counts.listeners, ...listeners);
-    addTasks(id, tasks);
-    return text;
-  }));
+const accept = depends(
+  { socket, kind: query('kind', ''), tasks: backgroundTasks },
+  ({ socket, kind, tasks }) =>
+    (text: string): string => {
+      const id = Number(text);
+      step(id, 0);
+      counts.accepted += 1;
+      if (kind === 'halfClose') counts.halfClosed += 1;
+      if (id >= HONEST) counts.honest += 1;
+      const listeners = socket.eventNames().map((event) => socket.listenerCount(event));
+      counts.listeners = Math.max(counts.listeners, ...listeners);
+      addTasks(id, tasks);
+      return text;
+    },
+);
 
 function addTasks(id: number, tasks: BackgroundTasks): void {
   tasks.addTask(step, id, 1);
   tasks.addTask(async () => {
     await turn();
     step(id, 2);
-    tasks.addTask(() => { step(id, 3); counts.finished += 1; });
+    tasks.addTask(() => {
+      step(id, 3);
+      counts.finished += 1;
+    });
   });
 }
 
 const id = query('id');
 const CHUNK = Buffer.alloc(4096, 'x');
-export default probe(createApp([
-  post('/order', { id, accept }, ({ id, accept }) => accept(id)),
-  post('/later', { id, accept }, async ({ id, accept }) => {
-    await turn();
-    accept(id);
-    await turn();
-    return id;
-  }),
-  post('/body', { accept, order: body(strings('id')) }, ({ accept, order: { id } }) => accept(id)),
-  get('/large', { id, accept }, ({ id, accept }) => accept(id).padEnd(2 ** 18)),
-  get('/stalls', { id, accept }, ({ id, accept }) => accept(id).padEnd(2 ** 23)),
-  get('/stream', { id, accept }, ({ id, accept }) => {
-    accept(id);
-    let left = 16;
-    return new Response(new ReadableStream({
-      async pull(controller) {
+export default probe(
+  createApp(
+    [
+      post('/order', { id, accept }, ({ id, accept }) => accept(id)),
+      post('/later', { id, accept }, async ({ id, accept }) => {
         await turn();
-        if (left-- > 0) controller.enqueue(CHUNK); else controller.close();
-      },
-    }));
-  }),
-], { stallTimeoutMs: 2000 }), counts, notes);
+        accept(id);
+        await turn();
+        return id;
+      }),
+      post('/body', { accept, order: body(strings('id')) }, ({ accept, order: { id } }) => accept(id)),
+      get('/large', { id, accept }, ({ id, accept }) => accept(id).padEnd(2 ** 18)),
+      get('/stalls', { id, accept }, ({ id, accept }) => accept(id).padEnd(2 ** 23)),
+      get('/stream', { id, accept }, ({ id, accept }) => {
+        accept(id);
+        let left = 16;
+        return new Response(
+          new ReadableStream({
+            async pull(controller) {
+              await turn();
+              if (left-- > 0) controller.enqueue(CHUNK);
+              else controller.close();
+            },
+          }),
+        );
+      }),
+    ],
+    { stallTimeoutMs: 2000 },
+  ),
+  counts,
+  notes,
+);
 
 /** A hostile client: its connection, its numbers, and up to eight numbers for its requests. */
 interface Hostile {
@@ -131,7 +169,7 @@ const KINDS: Record<string, Kind> = {
       left = left.slice(length);
       await (random.chance(0.2) ? pause(random.below(3)) : turn());
     }
-    if (!await client.answer()) throw new Error(`A slow client has no answer to request ${first}.`);
+    if (!(await client.answer())) throw new Error(`A slow client has no answer to request ${first}.`);
     client.socket.end();
   },
   /** Several requests at once; it leaves after some of the answers. */
@@ -159,7 +197,9 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     while (!over) {
       client ??= connect(server.port);
       const id = HONEST + honest.sent++;
-      client.send(id % 3 > 0 ? requestOf('POST', `/order?id=${id}`) : requestOf('POST', '/body', `{"id":"${id}"}`));
+      client.send(
+        id % 3 > 0 ? requestOf('POST', `/order?id=${id}`) : requestOf('POST', '/body', `{"id":"${id}"}`),
+      );
       const answer = await client.answer();
       if (answer?.status === 200 && answer.body === `"${id}"`) honest.answered += 1;
       else missing.push(id);
@@ -172,19 +212,21 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     await client?.closed;
   }
 
-  const attack = (from: number, to: number): Promise<void> => each(to - from, 64, async (at) => {
-    const index = from + at;
-    const numbers = random(index);
-    const client = connect(server.port);
-    const meanwhile = (): Promise<void> => new Promise((resolve) => {
-      waiting.push({ at: honest.answered + 1 + numbers.below(50), resolve });
+  const attack = (from: number, to: number): Promise<void> =>
+    each(to - from, 64, async (at) => {
+      const index = from + at;
+      const numbers = random(index);
+      const client = connect(server.port);
+      const meanwhile = (): Promise<void> =>
+        new Promise((resolve) => {
+          waiting.push({ at: honest.answered + 1 + numbers.below(50), resolve });
+        });
+      stage(`hostile client ${number(index)}`);
+      const kind = numbers.pick(Object.keys(KINDS));
+      if (kind === 'halfClose') halfClosers += 1;
+      await KINDS[kind]?.({ client, random: numbers, first: index * 8, meanwhile });
+      await (client.socket.isPaused() ? undefined : client.closed);
     });
-    stage(`hostile client ${number(index)}`);
-    const kind = numbers.pick(Object.keys(KINDS));
-    if (kind === 'halfClose') halfClosers += 1;
-    await KINDS[kind]?.({ client, random: numbers, first: index * 8, meanwhile });
-    await (client.socket.isPaused() ? undefined : client.closed);
-  });
 
   const asking = Promise.all([ask(true), ask(true), ask(false)]);
   await attack(0, total / 4);
@@ -205,28 +247,51 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   const idle = await server.until(({ pending }) => pending === 0);
   for (const { socket } of stalled) socket.destroy();
   stage('the end of all connections');
-  const end = await server.until(({ open, alive }) => open === 0 && alive.sockets + alive.requests === 0, 'collected');
+  const end = await server.until(
+    ({ open, alive }) => open === 0 && alive.sockets + alive.requests === 0,
+    'collected',
+  );
 
   const { accepted = 0, finished = 0, listeners = 0, halfClosed = 0 } = end.counts;
-  claim(end.notes.length === 0 && accepted === finished, 'every accepted request ran its tasks once, in order',
+  claim(
+    end.notes.length === 0 && accepted === finished,
+    'every accepted request ran its tasks once, in order',
     `${number(total)} connections, ${number(accepted)} accepted, ${number(finished)} finished${
-      end.notes.length > 0 ? `; ${end.notes.slice(0, 5).join('; ')}` : ''}`);
-  claim(missing.length === 0 && honest.answered === end.counts['honest'], 'honest clients had every answer meanwhile',
-    `${number(honest.answered)} of ${number(honest.sent)}${missing.length > 0 ? `; not ${missing.slice(0, 5)}` : ''}`);
-  claim(halfClosed === halfClosers, 'a whole request before a half-close is accepted',
-    `${number(halfClosed)} of ${number(halfClosers)}`);
+      end.notes.length > 0 ? `; ${end.notes.slice(0, 5).join('; ')}` : ''
+    }`,
+  );
+  claim(
+    missing.length === 0 && honest.answered === end.counts['honest'],
+    'honest clients had every answer meanwhile',
+    `${number(honest.answered)} of ${number(honest.sent)}${missing.length > 0 ? `; not ${missing.slice(0, 5)}` : ''}`,
+  );
+  claim(
+    halfClosed === halfClosers,
+    'a whole request before a half-close is accepted',
+    `${number(halfClosed)} of ${number(halfClosers)}`,
+  );
   claim(idle.pending === 0, 'readers that stall for ever hold no task', `${stalled.length} readers`);
   const { sockets, requests } = end.alive;
-  claim(end.open + sockets + requests === 0, 'no socket and no request is left',
-    `${end.open} open, ${sockets} sockets and ${requests} requests in memory`);
+  claim(
+    end.open + sockets + requests === 0,
+    'no socket and no request is left',
+    `${end.open} open, ${sockets} sockets and ${requests} requests in memory`,
+  );
   claim(listeners <= 10, 'no event of a socket has more than ten listeners', `${listeners} at most`);
   const heap = end.heap / early.heap;
   const most = size(1.25, 1.1);
-  claim(heap <= most, `the heap after collection is at most ${most} × that of the first quarter, also under attack`,
-    `${megabytes(early.heap)}, ${megabytes(end.heap)} (${heap.toFixed(3)}); RSS ${megabytes(early.rss)}, ${
-      megabytes(end.rss)}`);
+  claim(
+    heap <= most,
+    `the heap after collection is at most ${most} × that of the first quarter, also under attack`,
+    `${megabytes(early.heap)}, ${megabytes(end.heap)} (${heap.toFixed(3)}); RSS ${megabytes(early.rss)}, ${megabytes(
+      end.rss,
+    )}`,
+  );
   server.kill('SIGTERM');
   const { code } = await server.exited;
-  claim(code === 0 && server.stderr === '', 'after SIGTERM it exits with 0, and wrote nothing to stderr',
-    `${code}${server.stderr.slice(0, 500)}`);
+  claim(
+    code === 0 && server.stderr === '',
+    'after SIGTERM it exits with 0, and wrote nothing to stderr',
+    `${code}${server.stderr.slice(0, 500)}`,
+  );
 });

@@ -12,11 +12,20 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { App } from '../../server.ts';
 import {
-  connect, endure, megabytes, number, pause, probe, requestOf, size, startServer, type Answer,
+  connect,
+  endure,
+  megabytes,
+  number,
+  pause,
+  probe,
+  requestOf,
+  size,
+  startServer,
+  type Answer,
 } from './shared.ts';
 
 const { RECIPE } = process.env;
-const recipe = RECIPE ? await import(pathToFileURL(RECIPE).href) as { default: App } : undefined;
+const recipe = RECIPE ? ((await import(pathToFileURL(RECIPE).href)) as { default: App }) : undefined;
 export default recipe && probe(recipe.default);
 
 /** The recipe as the README has it, but for where it finds server.ts; and its bound. */
@@ -27,7 +36,10 @@ async function writeRecipe(folder: string): Promise<{ file: string; bound: numbe
   if (!code || !bound) throw new Error('Expected the README to have back-pressure.ts, with MAX_PENDING.');
   const file = join(folder, 'back-pressure.ts');
   await writeFile(join(folder, 'package.json'), '{"type":"module"}');
-  await writeFile(file, code.replace("'./server.ts'", `'${new URL('../../server.ts', import.meta.url).href}'`));
+  await writeFile(
+    file,
+    code.replace("'./server.ts'", `'${new URL('../../server.ts', import.meta.url).href}'`),
+  );
   return { file, bound };
 }
 
@@ -40,10 +52,13 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
   const held: ServerResponse[] = [];
   const calls = new Map<string, number>();
   let opened = false; // then nobody waits any more
-  const hooks = http.createServer((req, res) => {
-    calls.set(req.url ?? '', (calls.get(req.url ?? '') ?? 0) + 1);
-    if (opened) res.end(); else held.push(res);
-  }).listen(0, '127.0.0.1');
+  const hooks = http
+    .createServer((req, res) => {
+      calls.set(req.url ?? '', (calls.get(req.url ?? '') ?? 0) + 1);
+      if (opened) res.end();
+      else held.push(res);
+    })
+    .listen(0, '127.0.0.1');
   await once(hooks, 'listening');
   const hook = `http://127.0.0.1:${(hooks.address() as AddressInfo).port}`;
 
@@ -68,9 +83,11 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
   while (await ask());
   const full = accepted.length;
   for (let times = 1; times < 10 * bound; times += 1) await ask();
-  claim(full === bound && refused === 10 * bound && accepted.length === full,
+  claim(
+    full === bound && refused === 10 * bound && accepted.length === full,
     'while every task is held, requests over the bound have 503 at once, with Retry-After',
-    `${full} accepted, ${number(refused)} refused`);
+    `${full} accepted, ${number(refused)} refused`,
+  );
 
   stage('ten times of what it can take');
   const clients = Array.from({ length: 10 * bound }, () => connect(server.port));
@@ -79,12 +96,14 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
   let over = false;
   let released = 0;
   const begin = sent;
-  const load = Promise.all(clients.map(async (client) => {
-    for (const ask = jobs(client); !over;) {
-      await ask();
-      for (; released < (sent - begin) / 10 && held.length > 0; released += 1) held.shift()?.end();
-    }
-  }));
+  const load = Promise.all(
+    clients.map(async (client) => {
+      for (const ask = jobs(client); !over; ) {
+        await ask();
+        for (; released < (sent - begin) / 10 && held.length > 0; released += 1) held.shift()?.end();
+      }
+    }),
+  );
   /** After `ms` of load: the figures with the middle heap of eleven, as a client has no request in memory, or more. */
   const settle = async (ms: number): ReturnType<typeof server.figures> => {
     for (const end = performance.now() + ms; performance.now() < end; await pause(50)) await server.figures();
@@ -92,19 +111,30 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
     for (; seen.length < 11; await pause(50)) seen.push(await server.figures('collected'));
     return seen.toSorted((a, b) => a.heap - b.heap)[5]!;
   };
-  const early = await settle(seconds * 1000 / 3);
-  const late = await settle(seconds * 2000 / 3);
+  const early = await settle((seconds * 1000) / 3);
+  const late = await settle((seconds * 2000) / 3);
   over = true;
   await load;
   const under = { sent: sent - begin, accepted: accepted.length - full, refused: refused - 10 * bound };
-  claim(wrong.length === 0, 'under load every answer is 200, or 503 with Retry-After', wrong.length > 0
-    ? `${wrong.length} are not: ${wrong.slice(0, 3).join('; ')}`
-    : `${clients.length} clients, ${number(under.sent)} sent, ${number(under.accepted)} accepted in ${seconds} s`);
-  claim(under.accepted > 0 && under.accepted <= released + bound, 'it accepts as much as it can do, and no more',
-    `${number(under.accepted)} accepted, ${number(released)} tasks let go on`);
-  claim(late.heap <= 1.2 * early.heap, 'the heap after collection, under load, is at most 1.2 × that after a third',
-    `${megabytes(early.heap)}, ${megabytes(late.heap)} (${(late.heap / early.heap).toFixed(3)}); RSS ${
-      megabytes(early.rss)}, ${megabytes(late.rss)}`);
+  claim(
+    wrong.length === 0,
+    'under load every answer is 200, or 503 with Retry-After',
+    wrong.length > 0
+      ? `${wrong.length} are not: ${wrong.slice(0, 3).join('; ')}`
+      : `${clients.length} clients, ${number(under.sent)} sent, ${number(under.accepted)} accepted in ${seconds} s`,
+  );
+  claim(
+    under.accepted > 0 && under.accepted <= released + bound,
+    'it accepts as much as it can do, and no more',
+    `${number(under.accepted)} accepted, ${number(released)} tasks let go on`,
+  );
+  claim(
+    late.heap <= 1.2 * early.heap,
+    'the heap after collection, under load, is at most 1.2 × that after a third',
+    `${megabytes(early.heap)}, ${megabytes(late.heap)} (${(late.heap / early.heap).toFixed(3)}); RSS ${megabytes(
+      early.rss,
+    )}, ${megabytes(late.rss)}`,
+  );
 
   stage('the end of all tasks');
   opened = true;
@@ -115,13 +145,19 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
   await server.until(({ pending }) => pending === 0);
   claim(again, 'when the load is over, the next request is accepted, by itself');
   const lost = accepted.filter((name) => calls.get(name) !== 1);
-  claim(lost.length === 0 && calls.size === accepted.length, 'every accepted request ran its task once, no other did',
-    `${number(accepted.length)} accepted, ${number(calls.size)} called ${lost.slice(0, 5)}`);
+  claim(
+    lost.length === 0 && calls.size === accepted.length,
+    'every accepted request ran its task once, no other did',
+    `${number(accepted.length)} accepted, ${number(calls.size)} called ${lost.slice(0, 5)}`,
+  );
   for (const { socket } of [first, last, ...clients]) socket.destroy();
   server.kill('SIGTERM');
   const { code } = await server.exited;
-  claim(code === 0 && server.stderr === '', 'after SIGTERM it exits with 0, and wrote nothing to stderr',
-    `${code}${server.stderr.slice(0, 500)}`);
+  claim(
+    code === 0 && server.stderr === '',
+    'after SIGTERM it exits with 0, and wrote nothing to stderr',
+    `${code}${server.stderr.slice(0, 500)}`,
+  );
   hooks.close().closeAllConnections();
   await rm(folder, { recursive: true });
 });

@@ -50,14 +50,21 @@ export interface Run {
  * Runs `body` where `url`, the module's own, is the process; in the server's process the same module is the app.
  * Exits with 1, and one sentence that has the seed, for a claim that does not hold, an error or the deadline.
  */
-export async function endure(url: string, deadline: number, body: (run: Run) => Promise<void>): Promise<void> {
+export async function endure(
+  url: string,
+  deadline: number,
+  body: (run: Run) => Promise<void>,
+): Promise<void> {
   if (isServer || process.argv[1] !== fileURLToPath(url)) return;
   const name = url.split('/').at(-1)?.replace('.ts', '') ?? '';
   const seed = Number(process.env['SEED'] || Math.floor(Math.random() * 2 ** 32));
   const replay = `Replay with ${isLong ? 'ENDURANCE=long ' : ''}SEED=${seed} and this file.`;
   const broken: string[] = [];
   let stage = 'the start';
-  const fail = (why: string): void => { console.error(`${name} failed: ${why} ${replay}`); process.exit(1); };
+  const fail = (why: string): void => {
+    console.error(`${name} failed: ${why} ${replay}`);
+    process.exit(1);
+  };
   const timer = setTimeout(() => fail(`the deadline of ${deadline / 1000} s passed at ${stage}.`), deadline);
   console.log(`${name}: ${isLong ? 'long' : 'short'} form, seed ${seed}, Node ${process.versions.node}`);
   const begin = performance.now();
@@ -69,7 +76,9 @@ export async function endure(url: string, deadline: number, body: (run: Run) => 
         console.log(`  ${holds ? 'ok  ' : 'NOT '} ${sentence}${figures ? `: ${figures}` : ''}`);
         if (!holds) broken.push(sentence);
       },
-      stage(name) { stage = name; },
+      stage(name) {
+        stage = name;
+      },
     });
   } catch (error) {
     console.error(error);
@@ -99,7 +108,9 @@ export interface Figures {
 }
 
 const alive = { sockets: 0, requests: 0 };
-const collected = new FinalizationRegistry((kind: keyof typeof alive) => { alive[kind] -= 1; });
+const collected = new FinalizationRegistry((kind: keyof typeof alive) => {
+  alive[kind] -= 1;
+});
 const watch = (kind: keyof typeof alive, object: object): void => {
   alive[kind] += 1;
   collected.register(object, kind);
@@ -109,7 +120,9 @@ const watch = (kind: keyof typeof alive, object: object): void => {
 export function probe(app: App, counts: Record<string, number> = {}, notes: readonly string[] = []): App {
   if (!isServer) return app;
   subscribe('net.server.socket', (message) => watch('sockets', (message as { socket: object }).socket));
-  subscribe('http.server.request.start', (message) => watch('requests', (message as { request: object }).request));
+  subscribe('http.server.request.start', (message) =>
+    watch('requests', (message as { request: object }).request),
+  );
   process.on('disconnect', () => process.exit(1));
   process.on('message', async (question: 'now' | 'collected') => {
     for (let round = 0; question === 'collected' && round < 4; round += 1) {
@@ -120,7 +133,16 @@ export function probe(app: App, counts: Record<string, number> = {}, notes: read
     const { user, system } = process.cpuUsage();
     const open = process.getActiveResourcesInfo().filter((name) => name === 'TCPSocketWrap').length;
     const told = notes.slice(0, 100);
-    const figures: Figures = { pending: app.pending, heap, rss, cpu: user + system, open, alive, counts, notes: told };
+    const figures: Figures = {
+      pending: app.pending,
+      heap,
+      rss,
+      cpu: user + system,
+      open,
+      alive,
+      counts,
+      notes: told,
+    };
     process.send?.(figures);
   });
   return app;
@@ -143,15 +165,23 @@ export const pause = (ms: number): Promise<void> => new Promise((resolve) => set
 export async function startServer(url: string, env: Record<string, string> = {}): Promise<Server> {
   const root = fileURLToPath(new URL('../..', import.meta.url));
   const flags = process.execArgv.filter((flag) => flag !== '--expose-gc');
-  const child = spawn(process.execPath, [...flags, '--expose-gc', 'server.ts', fileURLToPath(url), '--port', '0'], {
-    cwd: root, env: { ...process.env, ...env, ENDURANCE_SERVER: '1' }, stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-  });
+  const child = spawn(
+    process.execPath,
+    [...flags, '--expose-gc', 'server.ts', fileURLToPath(url), '--port', '0'],
+    {
+      cwd: root,
+      env: { ...process.env, ...env, ENDURANCE_SERVER: '1' },
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+    },
+  );
   const end = (): void => void child.kill('SIGKILL');
   process.once('exit', end);
   let stderr = '';
   let stdout = '';
   let over = false;
-  child.stderr?.setEncoding('utf8').on('data', (text: string) => { stderr += text; });
+  child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+    stderr += text;
+  });
   const exited = once(child, 'close').then(([code, signal]) => {
     over = true;
     process.removeListener('exit', end);
@@ -161,22 +191,30 @@ export async function startServer(url: string, env: Record<string, string> = {})
     throw new Error(`The server ended with ${code ?? signal}; on stderr: ${stderr.slice(-2000)}`);
   });
   early.catch(() => {}); // it is what others are raced with
-  const listening = new Promise<number>((resolve) => child.stdout?.setEncoding('utf8').on('data', (text: string) => {
-    const port = /listening on \S+:(\d+)\n/.exec(stdout += text)?.[1];
-    if (port) resolve(Number(port));
-  }));
+  const listening = new Promise<number>((resolve) =>
+    child.stdout?.setEncoding('utf8').on('data', (text: string) => {
+      const port = /listening on \S+:(\d+)\n/.exec((stdout += text))?.[1];
+      if (port) resolve(Number(port));
+    }),
+  );
   const waiting: ((figures: Figures) => void)[] = [];
   child.on('message', (figures: Figures) => waiting.shift()?.(figures));
-  const figures: Server['figures'] = (question = 'now') => Promise.race([early, new Promise<Figures>((resolve) => {
-    waiting.push(resolve);
-    child.send(question, () => {}); // where it fails, the process has ended
-  })]);
+  const figures: Server['figures'] = (question = 'now') =>
+    Promise.race([
+      early,
+      new Promise<Figures>((resolve) => {
+        waiting.push(resolve);
+        child.send(question, () => {}); // where it fails, the process has ended
+      }),
+    ]);
   return {
     port: await Promise.race([listening, early]),
-    get stderr() { return stderr; },
+    get stderr() {
+      return stderr;
+    },
     figures,
     async until(condition, question) {
-      for (const end = performance.now() + 60_000; ;) {
+      for (const end = performance.now() + 60_000; ; ) {
         const now = await figures(question);
         if (condition(now) || performance.now() > end) return now;
         await pause(20);
@@ -218,20 +256,28 @@ export function connect(port: number): Client {
     if (next) next(answer);
     else answers.push(answer);
   });
-  const closed = new Promise<string>((resolve) => socket.on('close', () => {
-    over = true;
-    for (const each of waiting.splice(0)) each(undefined);
-    resolve(rest);
-  }));
-  socket.setEncoding('latin1').on('error', () => {}).on('data', (text: string) => { rest = parse(text); });
+  const closed = new Promise<string>((resolve) =>
+    socket.on('close', () => {
+      over = true;
+      for (const each of waiting.splice(0)) each(undefined);
+      resolve(rest);
+    }),
+  );
+  socket
+    .setEncoding('latin1')
+    .on('error', () => {})
+    .on('data', (text: string) => {
+      rest = parse(text);
+    });
   return {
     socket,
     send: (bytes) => void socket.write(bytes),
-    answer: () => new Promise((resolve) => {
-      const next = answers.shift();
-      if (next || over) resolve(next);
-      else waiting.push(resolve);
-    }),
+    answer: () =>
+      new Promise((resolve) => {
+        const next = answers.shift();
+        if (next || over) resolve(next);
+        else waiting.push(resolve);
+      }),
     closed,
   };
 }
@@ -272,15 +318,25 @@ function answersIn(take: (answer: Answer) => void): (text: string) => string {
 
 /** A request without a body, or with one of JSON. */
 export function requestOf(method: string, target: string, json?: string): string {
-  const body = json === undefined ? method === 'POST' ? 'content-length: 0\r\n' : ''
-    : `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(json)}\r\n`;
+  const body =
+    json === undefined
+      ? method === 'POST'
+        ? 'content-length: 0\r\n'
+        : ''
+      : `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(json)}\r\n`;
   return `${method} ${target} HTTP/1.1\r\nhost: a\r\n${body}\r\n${json ?? ''}`;
 }
 
 /** Runs `work` for 0 to `count - 1`, `width` of them at once. */
-export async function each(count: number, width: number, work: (index: number) => Promise<void>): Promise<void> {
+export async function each(
+  count: number,
+  width: number,
+  work: (index: number) => Promise<void>,
+): Promise<void> {
   let next = 0;
-  await Promise.all(Array.from({ length: width }, async () => {
-    while (next < count) await work(next++);
-  }));
+  await Promise.all(
+    Array.from({ length: width }, async () => {
+      while (next < count) await work(next++);
+    }),
+  );
 }

@@ -7,18 +7,49 @@ import { openSync, writeSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { backgroundTasks, body, createApp, get, post, query, strings, type BackgroundTasks } from '../../server.ts';
-import { connect, each, endure, number, pause, probe, requestOf, size, startServer, type Client,
-  type Random } from './shared.ts';
+import {
+  backgroundTasks,
+  body,
+  createApp,
+  get,
+  post,
+  query,
+  strings,
+  type BackgroundTasks,
+} from '../../server.ts';
+import {
+  connect,
+  each,
+  endure,
+  number,
+  pause,
+  probe,
+  requestOf,
+  size,
+  startServer,
+  type Client,
+  type Random,
+} from './shared.ts';
 
 const { LOG, DRAIN } = process.env;
 const log = LOG ? openSync(LOG, 'a') : undefined;
-const write = (line: string): void => { if (log) writeSync(log, `${line}\n`); };
+const write = (line: string): void => {
+  if (log) writeSync(log, `${line}\n`);
+};
 const turn = (): Promise<void> => new Promise(setImmediate);
 
 /** Adds a task under the name that it writes when it ends. */
 function add(tasks: BackgroundTasks, name: string, work: () => unknown = () => {}): void {
-  tasks.addTask(Object.defineProperty(async () => { await work(); write(name); }, 'name', { value: name }));
+  tasks.addTask(
+    Object.defineProperty(
+      async () => {
+        await work();
+        write(name);
+      },
+      'name',
+      { value: name },
+    ),
+  );
 }
 
 /** Accepts the request: `0 id` and then, by its tasks, `1 id`, `2 id` and `3 id`. */
@@ -30,23 +61,34 @@ function accept(tasks: BackgroundTasks, id: string, work: () => unknown = turn):
 
 const LARGE = 2 ** 21;
 const id = query('id');
-export default probe(createApp([
-  post('/order', { id, tasks: backgroundTasks }, ({ id, tasks }) => { accept(tasks, id); return id; }),
-  post('/later', { id, tasks: backgroundTasks }, async ({ id, tasks }) => {
-    accept(tasks, id);
-    for (let turns = 0; turns < 10; turns += 1) await turn();
-    return id;
-  }),
-  post('/body', { order: body(strings('id')), tasks: backgroundTasks }, ({ order: { id }, tasks }) => {
-    accept(tasks, id);
-    return id;
-  }),
-  get('/large', { id, tasks: backgroundTasks }, ({ id, tasks }) => { accept(tasks, id); return id.padEnd(LARGE); }),
-  post('/stuck', { id, tasks: backgroundTasks }, ({ id, tasks }) => {
-    accept(tasks, id, () => new Promise(() => {}));
-    return id;
-  }),
-], { drainTimeoutMs: Number(DRAIN ?? 0) }));
+export default probe(
+  createApp(
+    [
+      post('/order', { id, tasks: backgroundTasks }, ({ id, tasks }) => {
+        accept(tasks, id);
+        return id;
+      }),
+      post('/later', { id, tasks: backgroundTasks }, async ({ id, tasks }) => {
+        accept(tasks, id);
+        for (let turns = 0; turns < 10; turns += 1) await turn();
+        return id;
+      }),
+      post('/body', { order: body(strings('id')), tasks: backgroundTasks }, ({ order: { id }, tasks }) => {
+        accept(tasks, id);
+        return id;
+      }),
+      get('/large', { id, tasks: backgroundTasks }, ({ id, tasks }) => {
+        accept(tasks, id);
+        return id.padEnd(LARGE);
+      }),
+      post('/stuck', { id, tasks: backgroundTasks }, ({ id, tasks }) => {
+        accept(tasks, id, () => new Promise(() => {}));
+        return id;
+      }),
+    ],
+    { drainTimeoutMs: Number(DRAIN ?? 0) },
+  ),
+);
 
 /** What the clients of a round share. */
 interface Round {
@@ -71,9 +113,11 @@ const kept: Role = async ({ port, random, id, took }) => {
 
 const pipelined: Role = async ({ port, random, id, took }) => {
   const client = connect(port);
-  for (let more = true; more;) {
+  for (let more = true; more; ) {
     const names = Array.from({ length: 2 + random.below(8) }, id);
-    client.send(names.map((name) => requestOf('POST', `/${random.pick(['order', 'later'])}?id=${name}`)).join(''));
+    client.send(
+      names.map((name) => requestOf('POST', `/${random.pick(['order', 'later'])}?id=${name}`)).join(''),
+    );
     for (const name of names) more = took(name, await client.answer()) && more;
   }
   await client.closed;
@@ -161,23 +205,33 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     let signalledAt = 0;
     let signal = (): void => {};
     const signalled = new Promise<void>((resolve) => {
-      signal = () => { server.kill('SIGTERM'); signalledAt ||= performance.now(); resolve(); };
+      signal = () => {
+        server.kill('SIGTERM');
+        signalledAt ||= performance.now();
+        resolve();
+      };
     });
     const wrong = (what: string): void => void lost.push(`round ${index}: ${what}`);
-    const everybody = Promise.all(roles.map((role, place) => role({
-      port: server.port, random: random(index * 100 + place), signalled,
-      id: () => `${index}-${ids++}`,
-      took(id, answer) {
-        if (!answer && signalledAt === 0) wrong(`${id} has no answer, before the signal`);
-        if (!answer) return false;
-        if (answer.status !== 200 || answer.body.trimEnd().replace(/ *"$/, '"') !== `"${id}"`) {
-          wrong(`${id} got ${answer.status} ${answer.body.slice(0, 80)}`);
-        }
-        answered.add(id);
-        if (answered.size === goal) signal();
-        return !/\r\nconnection: close/i.test(answer.head);
-      },
-    })));
+    const everybody = Promise.all(
+      roles.map((role, place) =>
+        role({
+          port: server.port,
+          random: random(index * 100 + place),
+          signalled,
+          id: () => `${index}-${ids++}`,
+          took(id, answer) {
+            if (!answer && signalledAt === 0) wrong(`${id} has no answer, before the signal`);
+            if (!answer) return false;
+            if (answer.status !== 200 || answer.body.trimEnd().replace(/ *"$/, '"') !== `"${id}"`) {
+              wrong(`${id} got ${answer.status} ${answer.body.slice(0, 80)}`);
+            }
+            answered.add(id);
+            if (answered.size === goal) signal();
+            return !/\r\nconnection: close/i.test(answer.head);
+          },
+        }),
+      ),
+    );
     if (goal === 0) signal();
     const { code, signal: killedBy } = await server.exited;
     sum.longest = Math.max(sum.longest, performance.now() - signalledAt);
@@ -187,19 +241,23 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     const lines = (await readFile(file, 'utf8')).split('\n').filter((line) => line !== '');
     for (const line of lines) {
       const [step = '', id = ''] = line.split(' ');
-      seen.set(id, [...seen.get(id) ?? [], step]);
+      seen.set(id, [...(seen.get(id) ?? []), step]);
     }
     const left = server.stderr.split('\n').filter((line) => line !== '');
     const named = left.map((line) => line.replace('Unfinished at the end of drainTimeoutMs: ', ''));
     for (const [id, steps] of seen) {
       const names = ['1', '2', '3'].filter((step) => named.includes(`${step} ${id}`));
       const isStuck = names.length > 0 && roles.includes(stuck);
-      if (steps.join('') + (isStuck ? names.join('') : '') !== '0123') wrong(`${id} has ${steps}, and ${names} named`);
+      if (steps.join('') + (isStuck ? names.join('') : '') !== '0123')
+        wrong(`${id} has ${steps}, and ${names} named`);
       if (!answered.has(id)) sum.cut += 1;
     }
     for (const id of answered) if (!seen.has(id)) wrong(`${id} is answered, and not accepted`);
-    const others = left.filter((line) => !/^Unfinished at the end of drainTimeoutMs: [123] \d+-\d+$/.test(line));
-    if (others.length > 0 || (left.length > 0 && !roles.includes(stuck))) wrong(`on stderr: ${left.slice(0, 5)}`);
+    const others = left.filter(
+      (line) => !/^Unfinished at the end of drainTimeoutMs: [123] \d+-\d+$/.test(line),
+    );
+    if (others.length > 0 || (left.length > 0 && !roles.includes(stuck)))
+      wrong(`on stderr: ${left.slice(0, 5)}`);
     const how = `${roles.includes(stuck) ? 'stuck' : 'all settle'}: ${code ?? killedBy}`;
     codes.set(how, (codes.get(how) ?? 0) + 1);
     sum.accepted += seen.size;
@@ -221,14 +279,28 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   await each(late, 2, (index) => round(rounds + index, 1500, [kept, pipelined, slowSender, stuck, stuck]));
   await rm(folder, { recursive: true });
 
-  claim(lost.length === 0, 'every accepted request ran its tasks once, in order, or they are named; answers are whole',
-    lost.length === 0 ? `${rounds + late} rounds, ${number(sum.accepted)} accepted, ${number(sum.answered)} answered`
-      : `${lost.length}: ${lost.slice(0, 5).join('; ')}`);
-  claim(tasks === 3 * accepted, 'within the deadline no task is left', `${number(tasks)} = 3 × ${number(accepted)}`);
+  claim(
+    lost.length === 0,
+    'every accepted request ran its tasks once, in order, or they are named; answers are whole',
+    lost.length === 0
+      ? `${rounds + late} rounds, ${number(sum.accepted)} accepted, ${number(sum.answered)} answered`
+      : `${lost.length}: ${lost.slice(0, 5).join('; ')}`,
+  );
+  claim(
+    tasks === 3 * accepted,
+    'within the deadline no task is left',
+    `${number(tasks)} = 3 × ${number(accepted)}`,
+  );
   claim(sum.cut === 0, 'every accepted request of a client that stayed is answered', `${sum.cut} are not`);
   const exits = [...codes].map(([how, times]) => `${how}, ${times} times`).join('; ');
-  claim(codes.get('all settle: 0') === rounds, `exit 0 within the deadline, in ${rounds} rounds`,
-    `${exits}; the longest took ${(sum.longest / 1000).toFixed(1)} s`);
-  claim(codes.get('stuck: 1') === late && sum.named >= 2 * late,
-    `past the deadline exit 1, in ${late} rounds, and the tasks are named`, `${sum.named} names`);
+  claim(
+    codes.get('all settle: 0') === rounds,
+    `exit 0 within the deadline, in ${rounds} rounds`,
+    `${exits}; the longest took ${(sum.longest / 1000).toFixed(1)} s`,
+  );
+  claim(
+    codes.get('stuck: 1') === late && sum.named >= 2 * late,
+    `past the deadline exit 1, in ${late} rounds, and the tasks are named`,
+    `${sum.named} names`,
+  );
 });

@@ -2,12 +2,24 @@
  * Whether memory stays flat, and no task is lost, over many requests with three tasks each, one in ten failing:
  * `node --import tsx test/endurance/soak.ts`. Every way to have tasks is among them, and requests that are refused.
  */
-import { backgroundTasks, body, createApp, depends, get, HTTPError, post, query, strings } from '../../server.ts';
+import {
+  backgroundTasks,
+  body,
+  createApp,
+  depends,
+  get,
+  HTTPError,
+  post,
+  query,
+  strings,
+} from '../../server.ts';
 import { connect, each, endure, megabytes, number, probe, requestOf, size, startServer } from './shared.ts';
 
 const counts = { handled: 0, ran: 0, failed: 0, cleanedUp: 0 };
 const item = query('item');
-const ran = (): void => { counts.ran += 1; };
+const ran = (): void => {
+  counts.ran += 1;
+};
 const ranLater = async (): Promise<void> => ran();
 const last = (item: string): void => {
   ran();
@@ -20,36 +32,55 @@ const session = depends(async function* () {
   counts.cleanedUp += 1;
 });
 
-export default probe(createApp([
-  post('/order', { item, tasks: backgroundTasks }, ({ item, tasks }) => {
-    counts.handled += 1;
-    tasks.addTask(ran);
-    tasks.addTask(ranLater);
-    tasks.addTask(last, item);
-    return { message: item };
-  }),
-  post('/orders', { order: body(strings('item')), tasks: backgroundTasks }, async ({ order: { item }, tasks }) => {
-    counts.handled += 1;
-    tasks.addTask(ran);
-    await undefined;
-    tasks.addTask(ranLater);
-    tasks.addTask(last, item);
-    return { message: item };
-  }),
-  post('/audited', { item, audit, session, tasks: backgroundTasks }, ({ item, tasks }) => {
-    counts.handled += 1;
-    tasks.addTask(() => { ran(); tasks.addTask(last, item); });
-    return { message: item };
-  }),
-  get('/export', { item, tasks: backgroundTasks }, ({ item, tasks }) => {
-    counts.handled += 1;
-    tasks.addTask(ran);
-    tasks.addTask(ranLater);
-    tasks.addTask(last, item);
-    return new Response(item);
-  }),
-  post('/refused', { audit }, () => { throw new HTTPError(409); }),
-], { onTaskError: () => { counts.failed += 1; } }), counts);
+export default probe(
+  createApp(
+    [
+      post('/order', { item, tasks: backgroundTasks }, ({ item, tasks }) => {
+        counts.handled += 1;
+        tasks.addTask(ran);
+        tasks.addTask(ranLater);
+        tasks.addTask(last, item);
+        return { message: item };
+      }),
+      post(
+        '/orders',
+        { order: body(strings('item')), tasks: backgroundTasks },
+        async ({ order: { item }, tasks }) => {
+          counts.handled += 1;
+          tasks.addTask(ran);
+          await undefined;
+          tasks.addTask(ranLater);
+          tasks.addTask(last, item);
+          return { message: item };
+        },
+      ),
+      post('/audited', { item, audit, session, tasks: backgroundTasks }, ({ item, tasks }) => {
+        counts.handled += 1;
+        tasks.addTask(() => {
+          ran();
+          tasks.addTask(last, item);
+        });
+        return { message: item };
+      }),
+      get('/export', { item, tasks: backgroundTasks }, ({ item, tasks }) => {
+        counts.handled += 1;
+        tasks.addTask(ran);
+        tasks.addTask(ranLater);
+        tasks.addTask(last, item);
+        return new Response(item);
+      }),
+      post('/refused', { audit }, () => {
+        throw new HTTPError(409);
+      }),
+    ],
+    {
+      onTaskError: () => {
+        counts.failed += 1;
+      },
+    },
+  ),
+  counts,
+);
 
 /** The `index`-th request. */
 function order(index: number): string {
@@ -94,22 +125,46 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, stage })
   const middle = await load(early, total / 2);
   const end = await load(total / 2, total);
   claim(wrong === 0, 'every request has its answer', `${number(total)} and ${number(refused)} refused`);
-  claim(end.counts['handled'] === total && end.counts['ran'] === 3 * total, 'tasks run = 3 × answered',
-    `${number(end.counts['ran'] ?? 0)} = 3 × ${number(total)}`);
-  claim(end.counts['failed'] === total / 10, 'each failure is reported once', number(end.counts['failed'] ?? 0));
-  claim(end.counts['cleanedUp'] === total / 10, 'each generator is resumed once', number(end.counts['cleanedUp'] ?? 0));
+  claim(
+    end.counts['handled'] === total && end.counts['ran'] === 3 * total,
+    'tasks run = 3 × answered',
+    `${number(end.counts['ran'] ?? 0)} = 3 × ${number(total)}`,
+  );
+  claim(
+    end.counts['failed'] === total / 10,
+    'each failure is reported once',
+    number(end.counts['failed'] ?? 0),
+  );
+  claim(
+    end.counts['cleanedUp'] === total / 10,
+    'each generator is resumed once',
+    number(end.counts['cleanedUp'] ?? 0),
+  );
   const heap = end.heap / first.heap;
   const most = size(1.25, 1.05); // code and caches are still growing in the short form
-  claim(heap <= most, `the heap after collection is at most ${most} × that at ${number(early)}`,
-    `${megabytes(first.heap)}, ${megabytes(middle.heap)}, ${megabytes(end.heap)} (${heap.toFixed(3)})`);
+  claim(
+    heap <= most,
+    `the heap after collection is at most ${most} × that at ${number(early)}`,
+    `${megabytes(first.heap)}, ${megabytes(middle.heap)}, ${megabytes(end.heap)} (${heap.toFixed(3)})`,
+  );
   const rss = end.rss / middle.rss;
   const limit = size(1.25, 1.05); // V8's code and young generation are still growing in the short form
-  claim(rss <= limit, `RSS is at most ${limit} × that at ${number(total / 2)}`,
-    `${megabytes(first.rss)}, ${megabytes(middle.rss)}, ${megabytes(end.rss)} (${rss.toFixed(3)})`);
+  claim(
+    rss <= limit,
+    `RSS is at most ${limit} × that at ${number(total / 2)}`,
+    `${megabytes(first.rss)}, ${megabytes(middle.rss)}, ${megabytes(end.rss)} (${rss.toFixed(3)})`,
+  );
   const { sockets, requests } = end.alive;
-  claim(end.open === 0 && sockets === 0 && requests === 0, 'no socket and no request is left',
-    `${end.open} open, ${sockets} sockets and ${requests} requests in memory`);
+  claim(
+    end.open === 0 && sockets === 0 && requests === 0,
+    'no socket and no request is left',
+    `${end.open} open, ${sockets} sockets and ${requests} requests in memory`,
+  );
   server.kill('SIGTERM');
   const { code } = await server.exited;
-  claim(code === 0 && server.stderr === '', 'after SIGTERM it exits with 0, and wrote nothing to stderr', `${code}`);
+  claim(
+    code === 0 && server.stderr === '',
+    'after SIGTERM it exits with 0, and wrote nothing to stderr',
+    `${code}`,
+  );
 });
