@@ -14,10 +14,10 @@ import {
   post,
   put,
   query,
-  strings,
   type StandardSchema,
+  strings,
 } from '../../server.ts';
-import { connect, endure, number, probe, requestOf, size, startServer, type Random } from './shared.ts';
+import { connect, endure, number, probe, type Random, requestOf, size, startServer } from './shared.ts';
 
 const counts = { handled: 0, ran: 0, opened: 0, closed: 0 };
 const done = (): void => {
@@ -251,8 +251,9 @@ function target(random: Random, wild: boolean): string {
 function json(random: Random, depth = 0): string {
   const kind = random.below(depth > 4 ? 6 : 10);
   const list = (part: () => string): string => Array.from({ length: random.below(5) }, part).join(',');
-  if (kind === 0)
+  if (kind === 0) {
     return random.pick(['null', 'true', 'false', '0', '-0', '1e999', '-1', '1.5', '9007199254740993']);
+  }
   if (kind < 6) {
     return random.pick([
       '""',
@@ -265,7 +266,9 @@ function json(random: Random, depth = 0): string {
       '"__proto__"',
     ]);
   }
-  if (kind === 6) return `[${list(() => json(random, depth + 1))}]`;
+  if (kind === 6) {
+    return `[${list(() => json(random, depth + 1))}]`;
+  }
   const keys = [
     'item',
     'item',
@@ -288,14 +291,22 @@ function anyBody(random: Random): string {
     ['{"item":', '}'],
     ['[{"a":', '}]'],
   ] as const);
-  if (kind === 0) return bytes(random, random.below(200));
-  if (kind === 1) return `\xef\xbb\xbf${json(random)}`;
-  if (kind === 2) return json(random).slice(0, -1);
+  if (kind === 0) {
+    return bytes(random, random.below(200));
+  }
+  if (kind === 1) {
+    return `\xef\xbb\xbf${json(random)}`;
+  }
+  if (kind === 2) {
+    return json(random).slice(0, -1);
+  }
   if (kind === 3 && random.chance(0.1)) {
     const depth = random.below(20_000);
     return `{"item":${open.repeat(depth)}1${close.repeat(random.chance(0.9) ? depth : depth + 1)}}`;
   }
-  if (kind === 4 && random.chance(0.01)) return `"${'x'.repeat(2 ** 20 - 50 + random.below(100))}"`;
+  if (kind === 4 && random.chance(0.01)) {
+    return `"${'x'.repeat(2 ** 20 - 50 + random.below(100))}"`;
+  }
   return json(random);
 }
 
@@ -327,11 +338,20 @@ function anyRequest(random: Random): string {
     headers.push(isChunked ? 'transfer-encoding: chunked' : `content-length: ${body.length}`);
     content = isChunked ? chunked(random, body, wild) : body;
   }
-  if (!isSimple)
-    for (let more = random.below(4); more > 0; more -= 1) headers.push(some(random, HEADERS, wild));
-  if (wild && random.chance(0.05)) headers.push(`x-long: ${'x'.repeat(random.below(20_000))}`);
-  if (wild && random.chance(0.05)) headers.push(...Array.from({ length: random.below(2500) }, () => 'a: b'));
-  if (wild && random.chance(0.1)) headers.push(`${words(random, 3, wild)}: ${words(random, 5, wild)}`);
+  if (!isSimple) {
+    for (let more = random.below(4); more > 0; more -= 1) {
+      headers.push(some(random, HEADERS, wild));
+    }
+  }
+  if (wild && random.chance(0.05)) {
+    headers.push(`x-long: ${'x'.repeat(random.below(20_000))}`);
+  }
+  if (wild && random.chance(0.05)) {
+    headers.push(...Array.from({ length: random.below(2500) }, () => 'a: b'));
+  }
+  if (wild && random.chance(0.1)) {
+    headers.push(`${words(random, 3, wild)}: ${words(random, 5, wild)}`);
+  }
   const text = `${method} ${where} ${version}\r\n${headers.join('\r\n')}\r\n\r\n${content}`;
   return wild && random.chance(0.3) ? mutated(random, text) : text;
 }
@@ -395,17 +415,23 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
       const client = connect(server.port);
       client.send(requestOf('GET', '/alive'));
       const answer = await client.answer();
-      if (answer?.body !== '"alive"') bad.push(`the honest client got ${answer?.status} in turn ${turns}`);
+      if (answer?.body !== '"alive"') {
+        bad.push(`the honest client got ${answer?.status} in turn ${turns}`);
+      }
       client.socket.destroy();
       turns += 1;
-      for (const look of waiting) look();
+      for (const look of waiting) {
+        look();
+      }
     }
   }
   const looked = (): Promise<void> =>
     new Promise((resolve) => {
       const after = turns + 2;
       const look = (): void => {
-        if (turns >= after && waiting.delete(look)) resolve();
+        if (turns >= after && waiting.delete(look)) {
+          resolve();
+        }
       };
       waiting.add(look);
     });
@@ -413,9 +439,13 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   function judge(index: number, text: string): void {
     for (const [, status = ''] of text.matchAll(/HTTP\/1\.1 (\d{3}) /g)) {
       statuses.set(status, (statuses.get(status) ?? 0) + 1);
-      if (status.startsWith('5')) bad.push(`connection ${index} got ${status}`);
+      if (status.startsWith('5')) {
+        bad.push(`connection ${index} got ${status}`);
+      }
     }
-    if (/\n\s*at .*:\d|node:internal|\.ts:\d/.test(text)) bad.push(`connection ${index} got a stack`);
+    if (/\n\s*at .*:\d|node:internal|\.ts:\d/.test(text)) {
+      bad.push(`connection ${index} got a stack`);
+    }
   }
 
   async function connection(index: number): Promise<void> {
@@ -432,7 +462,9 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
       const length = numbers.chance(0.5) ? left.length : 1 + numbers.below(left.length);
       socket.write(left.slice(0, length), 'latin1');
       left = left.slice(length);
-      if (left !== '') await new Promise(setImmediate);
+      if (left !== '') {
+        await new Promise(setImmediate);
+      }
     }
     await Promise.race([closed, looked()]);
     socket.end(); // now it can wait for nothing more
@@ -440,7 +472,9 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     const hangs = new Promise<boolean>((resolve) => {
       deadline = setTimeout(resolve, 60_000, false);
     });
-    if (!(await Promise.race([closed, hangs]))) bad.push(`connection ${index} did not end within 60 s`);
+    if (!(await Promise.race([closed, hangs]))) {
+      bad.push(`connection ${index} did not end within 60 s`);
+    }
     clearTimeout(deadline);
     socket.destroy();
     judge(index, received.join(''));
@@ -451,7 +485,9 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   let index = 0;
   await Promise.all(
     Array.from({ length: 64 }, async () => {
-      while (sent < total) await connection(index++);
+      while (sent < total) {
+        await connection(index++);
+      }
     }),
   );
 
@@ -469,16 +505,23 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
         depths += 1;
         client.send(requestOf('POST', where, `{"${key}":${open.repeat(depth)}1${close.repeat(depth)}}`));
         const answer = await client.answer();
-        if (answer?.status !== 422) bad.push(`${open} ${depth} deep, to ${where}, got ${answer?.status}`);
+        if (answer?.status !== 422) {
+          bad.push(`${open} ${depth} deep, to ${where}, got ${answer?.status}`);
+        }
         return answer?.body.includes(open.repeat(depth)) ?? false;
       };
       let [low, high] = [1, 16_000];
       while (high - low > 1) {
         const middle = (low + high) >> 1;
-        if (await isEchoed(middle)) low = middle;
-        else high = middle;
+        if (await isEchoed(middle)) {
+          low = middle;
+        } else {
+          high = middle;
+        }
       }
-      for (let depth = low - around; depth < low + around; depth += 1) await isEchoed(depth);
+      for (let depth = low - around; depth < low + around; depth += 1) {
+        await isEchoed(depth);
+      }
     }
   }
 

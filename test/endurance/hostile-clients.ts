@@ -5,6 +5,7 @@
  */
 import { once } from 'node:events';
 import {
+  type BackgroundTasks,
   backgroundTasks,
   body,
   createApp,
@@ -14,9 +15,9 @@ import {
   query,
   request,
   strings,
-  type BackgroundTasks,
 } from '../../server.ts';
 import {
+  type Client,
   connect,
   each,
   endure,
@@ -24,11 +25,10 @@ import {
   number,
   pause,
   probe,
+  type Random,
   requestOf,
   size,
   startServer,
-  type Client,
-  type Random,
 } from './shared.ts';
 
 /** How far each request is: 0 unknown, 1 accepted, 2 to 4 so many of its tasks have ended. By its number. */
@@ -39,7 +39,9 @@ const notes: string[] = [];
 const turn = (): Promise<void> => new Promise(setImmediate);
 
 function step(id: number, expected: number): void {
-  if (progress[id] !== expected) notes.push(`request ${id} has step ${expected} after ${progress[id]}`);
+  if (progress[id] !== expected) {
+    notes.push(`request ${id} has step ${expected} after ${progress[id]}`);
+  }
   progress[id] = expected + 1;
 }
 
@@ -51,8 +53,12 @@ const accept = depends(
       const id = Number(text);
       step(id, 0);
       counts.accepted += 1;
-      if (kind === 'halfClose') counts.halfClosed += 1;
-      if (id >= HONEST) counts.honest += 1;
+      if (kind === 'halfClose') {
+        counts.halfClosed += 1;
+      }
+      if (id >= HONEST) {
+        counts.honest += 1;
+      }
       const listeners = socket.eventNames().map((event) => socket.listenerCount(event));
       counts.listeners = Math.max(counts.listeners, ...listeners);
       addTasks(id, tasks);
@@ -94,8 +100,11 @@ export default probe(
           new ReadableStream({
             async pull(controller) {
               await turn();
-              if (left-- > 0) controller.enqueue(CHUNK);
-              else controller.close();
+              if (left-- > 0) {
+                controller.enqueue(CHUNK);
+              } else {
+                controller.close();
+              }
             },
           }),
         );
@@ -119,7 +128,9 @@ type Kind = (hostile: Hostile) => Promise<void>;
 
 function anyRequest(random: Random, id: number, kind: string): string {
   const path = random.pick(['order', 'order', 'later', 'body', 'large', 'stream']);
-  if (path === 'body') return requestOf('POST', `/body?kind=${kind}`, `{"id":"${id}"}`);
+  if (path === 'body') {
+    return requestOf('POST', `/body?kind=${kind}`, `{"id":"${id}"}`);
+  }
   return requestOf(path === 'large' || path === 'stream' ? 'GET' : 'POST', `/${path}?id=${id}&kind=${kind}`);
 }
 
@@ -132,9 +143,16 @@ const KINDS: Record<string, Kind> = {
   async reset({ client, random, first }) {
     const request = anyRequest(random, first, 'reset');
     const moment = random.below(4);
-    if (moment > 0) client.send(moment === 1 ? request.slice(0, random.below(request.length)) : request);
-    if (moment === 3) await Promise.race([once(client.socket, 'data').catch(() => {}), client.closed]);
-    else for (let turns = random.below(4); turns > 0; turns -= 1) await turn();
+    if (moment > 0) {
+      client.send(moment === 1 ? request.slice(0, random.below(request.length)) : request);
+    }
+    if (moment === 3) {
+      await Promise.race([once(client.socket, 'data').catch(() => {}), client.closed]);
+    } else {
+      for (let turns = random.below(4); turns > 0; turns -= 1) {
+        await turn();
+      }
+    }
     client.socket.resetAndDestroy();
   },
   /** A whole request and the end of file behind it. */
@@ -146,9 +164,13 @@ const KINDS: Record<string, Kind> = {
     const { client, random, first, meanwhile } = hostile;
     const path = random.chance(0.05) ? 'stalls' : random.pick(['large', 'stream']);
     client.send(requestOf('GET', `/${path}?id=${first}&kind=stall`));
-    if (random.chance(0.5)) await Promise.race([once(client.socket, 'data').catch(() => {}), client.closed]);
+    if (random.chance(0.5)) {
+      await Promise.race([once(client.socket, 'data').catch(() => {}), client.closed]);
+    }
     client.socket.pause();
-    if (random.chance(0.3)) client.send(anyRequest(random, first + 1, 'stall'));
+    if (random.chance(0.3)) {
+      client.send(anyRequest(random, first + 1, 'stall'));
+    }
     await meanwhile();
     leave(hostile);
   },
@@ -169,7 +191,9 @@ const KINDS: Record<string, Kind> = {
       left = left.slice(length);
       await (random.chance(0.2) ? pause(random.below(3)) : turn());
     }
-    if (!(await client.answer())) throw new Error(`A slow client has no answer to request ${first}.`);
+    if (!(await client.answer())) {
+      throw new Error(`A slow client has no answer to request ${first}.`);
+    }
     client.socket.end();
   },
   /** Several requests at once; it leaves after some of the answers. */
@@ -177,7 +201,9 @@ const KINDS: Record<string, Kind> = {
     const { client, random, first } = hostile;
     const length = 2 + random.below(7);
     client.send(Array.from({ length }, (_, at) => anyRequest(random, first + at, 'pipeline')).join(''));
-    for (let answers = random.below(length + 1); answers > 0; answers -= 1) await client.answer();
+    for (let answers = random.below(length + 1); answers > 0; answers -= 1) {
+      await client.answer();
+    }
     leave(hostile);
   },
 };
@@ -201,10 +227,15 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
         id % 3 > 0 ? requestOf('POST', `/order?id=${id}`) : requestOf('POST', '/body', `{"id":"${id}"}`),
       );
       const answer = await client.answer();
-      if (answer?.status === 200 && answer.body === `"${id}"`) honest.answered += 1;
-      else missing.push(id);
+      if (answer?.status === 200 && answer.body === `"${id}"`) {
+        honest.answered += 1;
+      } else {
+        missing.push(id);
+      }
       waiting = waiting.filter(({ at, resolve }) => honest.answered < at || void resolve());
-      if (keeps && answer) continue;
+      if (keeps && answer) {
+        continue;
+      }
       client.socket.end();
       client = undefined;
     }
@@ -223,7 +254,9 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
         });
       stage(`hostile client ${number(index)}`);
       const kind = numbers.pick(Object.keys(KINDS));
-      if (kind === 'halfClose') halfClosers += 1;
+      if (kind === 'halfClose') {
+        halfClosers += 1;
+      }
       await KINDS[kind]?.({ client, random: numbers, first: index * 8, meanwhile });
       await (client.socket.isPaused() ? undefined : client.closed);
     });
@@ -245,7 +278,9 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   await asking;
   stage('the end of all tasks, while the readers stall');
   const idle = await server.until(({ pending }) => pending === 0);
-  for (const { socket } of stalled) socket.destroy();
+  for (const { socket } of stalled) {
+    socket.destroy();
+  }
   stage('the end of all connections');
   const end = await server.until(
     ({ open, alive }) => open === 0 && alive.sockets + alive.requests === 0,
@@ -261,7 +296,7 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     }`,
   );
   claim(
-    missing.length === 0 && honest.answered === end.counts['honest'],
+    missing.length === 0 && honest.answered === end.counts.honest,
     'honest clients had every answer meanwhile',
     `${number(honest.answered)} of ${number(honest.sent)}${missing.length > 0 ? `; not ${missing.slice(0, 5)}` : ''}`,
   );

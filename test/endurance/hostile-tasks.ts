@@ -4,8 +4,8 @@
  * the same queue, are tasks that count; beside them, requests of others.
  */
 import { inspect } from 'node:util';
-import { backgroundTasks, createApp, get, post, query, type BackgroundTasks } from '../../server.ts';
-import { connect, each, endure, number, probe, requestOf, size, startServer, type Server } from './shared.ts';
+import { type BackgroundTasks, backgroundTasks, createApp, get, post, query } from '../../server.ts';
+import { connect, each, endure, number, probe, requestOf, type Server, size, startServer } from './shared.ts';
 
 const counts = { accepted: 0, finished: 0, reported: 0, added: 0, turns: 0, blocked: 0, late: 0 };
 const notes: string[] = [];
@@ -167,7 +167,9 @@ const SUCCESSES: readonly ((value: unknown) => unknown)[] = [
 function between(tasks: BackgroundTasks, work: () => unknown): void {
   let steps = 0;
   const step = (expected: number): void => {
-    if (steps !== expected) notes.push(`step ${expected} came after ${steps}`);
+    if (steps !== expected) {
+      notes.push(`step ${expected} came after ${steps}`);
+    }
     steps += 1;
   };
   counts.accepted += 1;
@@ -208,7 +210,9 @@ export default probe(
         between(tasks, () => {
           for (let index = 0; index < Number(value); index += 1) {
             tasks.addTask(() => {
-              if (next++ !== index) notes.push(`added task ${index} came as ${next - 1}`);
+              if (next++ !== index) {
+                notes.push(`added task ${index} came as ${next - 1}`);
+              }
               counts.added += 1;
             });
           }
@@ -220,11 +224,13 @@ export default probe(
         let fired = 0;
         for (let index = 0; index < 4; index += 1) {
           tasks.addTask(() => {
-            if (fired < index - 1) counts.late += 1;
+            if (fired < index - 1) {
+              counts.late += 1;
+            }
             setImmediate(() => {
               fired += 1;
             });
-            for (const end = performance.now() + Number(value); performance.now() < end; );
+            for (const end = performance.now() + Number(value); performance.now() < end; ) {}
             counts.blocked += 1;
           });
         }
@@ -240,7 +246,7 @@ export default probe(
         return 'accepted';
       }),
     ],
-    process.env['OWN_REPORT'] ? { onTaskError, drainTimeoutMs: 2000 } : { drainTimeoutMs: 2000 },
+    process.env.OWN_REPORT ? { onTaskError, drainTimeoutMs: 2000 } : { drainTimeoutMs: 2000 },
   ),
   counts,
   notes,
@@ -269,7 +275,9 @@ await endure(import.meta.url, size(300_000, 1_800_000), async ({ claim, random, 
       for (let at = place; at < list.length; at += width) {
         client.send(requestOf('POST', list[at]!));
         const answer = await client.answer();
-        if (answer?.status !== 200 || answer.body !== '"accepted"') wrong += 1;
+        if (answer?.status !== 200 || answer.body !== '"accepted"') {
+          wrong += 1;
+        }
       }
       client.socket.destroy();
     });
@@ -318,7 +326,9 @@ await endure(import.meta.url, size(300_000, 1_800_000), async ({ claim, random, 
   const others = (async () => {
     while (!over) {
       client.send(requestOf('GET', '/alive'));
-      if ((await client.answer())?.body !== '"alive"') break;
+      if ((await client.answer())?.body !== '"alive"') {
+        break;
+      }
       during += 1;
     }
   })();
@@ -328,11 +338,11 @@ await endure(import.meta.url, size(300_000, 1_800_000), async ({ claim, random, 
     Array.from({ length: many }, () => '/adds?value=100000'),
     many,
   );
-  const added = await server.until(({ pending, counts }) => pending <= 1 && counts['finished'] === many);
+  const added = await server.until(({ pending, counts }) => pending <= 1 && counts.finished === many);
   claim(
-    wrong === 0 && added.counts['added'] === many * 100_000 && added.notes.length === 0,
+    wrong === 0 && added.counts.added === many * 100_000 && added.notes.length === 0,
     '2 a task adds 100,000: they run in order',
-    `${number(added.counts['added'] ?? 0)} tasks of ${many} requests`,
+    `${number(added.counts.added ?? 0)} tasks of ${many} requests`,
   );
   claim(during > 0 && !client.socket.destroyed, '6 others are served meanwhile', `${number(during)} answers`);
 
@@ -343,11 +353,11 @@ await endure(import.meta.url, size(300_000, 1_800_000), async ({ claim, random, 
     Array.from({ length: blocking }, () => '/blocks?value=100'),
     4,
   );
-  const blocked = await server.until(({ counts }) => counts['blocked'] === 4 * blocking);
+  const blocked = await server.until(({ counts }) => counts.blocked === 4 * blocking);
   claim(
-    wrongToo === 0 && blocked.counts['late'] === 0,
+    wrongToo === 0 && blocked.counts.late === 0,
     '6 the loop has a turn after each task that blocks for 100 ms',
-    `${blocked.counts['blocked']} tasks`,
+    `${blocked.counts.blocked} tasks`,
   );
 
   stage('tasks that never settle');

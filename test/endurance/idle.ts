@@ -4,9 +4,9 @@
  */
 import { subscribe } from 'node:diagnostics_channel';
 import { once } from 'node:events';
-import http, { type RequestListener, type Server as HttpServer } from 'node:http';
+import http, { type Server as HttpServer, type RequestListener } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { backgroundTasks, createApp, post, query, type App } from '../../server.ts';
+import { type App, backgroundTasks, createApp, post, query } from '../../server.ts';
 import { connect, each, endure, megabytes, number, probe, requestOf, size, startServer } from './shared.ts';
 
 const counts = { ran: 0 };
@@ -46,7 +46,7 @@ function rawApp(): App {
 }
 
 export default probe(
-  process.env['RAW']
+  process.env.RAW
     ? rawApp()
     : createApp([
         post('/order', { item: query('item'), tasks: backgroundTasks }, ({ item, tasks }) => {
@@ -85,7 +85,7 @@ await endure(import.meta.url, size(120_000, 900_000), async ({ claim, stage }) =
   }
 
   // Room for 1 MiB of young objects: more of it would come and go with the garbage, and be the most of the noise.
-  const NODE_OPTIONS = `${process.env['NODE_OPTIONS'] ?? ''} --max-semi-space-size=1`;
+  const NODE_OPTIONS = `${process.env.NODE_OPTIONS ?? ''} --max-semi-space-size=1`;
 
   async function measure(name: string, env: Record<string, string>): Promise<Measured> {
     await using server = await startServer(import.meta.url, { ...env, NODE_OPTIONS });
@@ -97,13 +97,17 @@ await endure(import.meta.url, size(120_000, 900_000), async ({ claim, stage }) =
         clients.push(client);
         for (let left = requests; left > 0; left -= 1) {
           client.send(requestOf('POST', `/order?item=${index}`));
-          if ((await client.answer())?.status !== 200) wrong += 1;
+          if ((await client.answer())?.status !== 200) {
+            wrong += 1;
+          }
         }
       });
       return clients;
     }
     async function leave(clients: ReturnType<typeof connect>[]): ReturnType<typeof server.until> {
-      for (const { socket } of clients) socket.destroy();
+      for (const { socket } of clients) {
+        socket.destroy();
+      }
       await server.until(({ open, alive: { sockets } }) => open === 0 && sockets === 0, 'collected');
       return server.figures('collected');
     }
@@ -117,7 +121,7 @@ await endure(import.meta.url, size(120_000, 900_000), async ({ claim, stage }) =
     const isFree =
       left < (isMany ? 0.05 : 0.3) &&
       after.open + after.alive.sockets + after.alive.requests + after.pending === 0;
-    const isWhole = wrong === 0 && during.open === count && after.counts['ran'] === 3 * (10 * warmUp + count);
+    const isWhole = wrong === 0 && during.open === count && after.counts.ran === 3 * (10 * warmUp + count);
     claim(
       isWhole && isFree,
       `${name}: every connection is kept, and nothing of it is left in the end`,

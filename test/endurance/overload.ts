@@ -12,6 +12,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { App } from '../../server.ts';
 import {
+  type Answer,
   connect,
   endure,
   megabytes,
@@ -21,7 +22,6 @@ import {
   requestOf,
   size,
   startServer,
-  type Answer,
 } from './shared.ts';
 
 const { RECIPE } = process.env;
@@ -33,7 +33,9 @@ async function writeRecipe(folder: string): Promise<{ file: string; bound: numbe
   const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
   const code = /```ts\n\/\/ back-pressure\.ts\n(.*?)```/s.exec(readme)?.[1];
   const bound = Number(/MAX_PENDING = (\d+)/.exec(code ?? '')?.[1]);
-  if (!code || !bound) throw new Error('Expected the README to have back-pressure.ts, with MAX_PENDING.');
+  if (!code || !bound) {
+    throw new Error('Expected the README to have back-pressure.ts, with MAX_PENDING.');
+  }
   const file = join(folder, 'back-pressure.ts');
   await writeFile(join(folder, 'package.json'), '{"type":"module"}');
   await writeFile(
@@ -55,8 +57,11 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
   const hooks = http
     .createServer((req, res) => {
       calls.set(req.url ?? '', (calls.get(req.url ?? '') ?? 0) + 1);
-      if (opened) res.end();
-      else held.push(res);
+      if (opened) {
+        res.end();
+      } else {
+        held.push(res);
+      }
     })
     .listen(0, '127.0.0.1');
   await once(hooks, 'listening');
@@ -71,18 +76,24 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
     const name = `/${sent++}`;
     client.send(requestOf('POST', `/jobs?hook=${encodeURIComponent(hook + name)}`));
     const answer = await client.answer();
-    if (answer?.status === 200) accepted.push(name);
-    else if (isRefusal(answer)) refused += 1;
-    else wrong.push(`${name} got ${answer?.head.split('\r\n', 1) ?? 'no answer'}`);
+    if (answer?.status === 200) {
+      accepted.push(name);
+    } else if (isRefusal(answer)) {
+      refused += 1;
+    } else {
+      wrong.push(`${name} got ${answer?.head.split('\r\n', 1) ?? 'no answer'}`);
+    }
     return answer?.status === 200;
   };
 
   stage('the first requests, while every task is held');
   const first = connect(server.port);
   const ask = jobs(first);
-  while (await ask());
+  while (await ask()) {}
   const full = accepted.length;
-  for (let times = 1; times < 10 * bound; times += 1) await ask();
+  for (let times = 1; times < 10 * bound; times += 1) {
+    await ask();
+  }
   claim(
     full === bound && refused === 10 * bound && accepted.length === full,
     'while every task is held, requests over the bound have 503 at once, with Retry-After',
@@ -100,15 +111,21 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
     clients.map(async (client) => {
       for (const ask = jobs(client); !over; ) {
         await ask();
-        for (; released < (sent - begin) / 10 && held.length > 0; released += 1) held.shift()?.end();
+        for (; released < (sent - begin) / 10 && held.length > 0; released += 1) {
+          held.shift()?.end();
+        }
       }
     }),
   );
   /** After `ms` of load: the figures with the middle heap of eleven, as a client has no request in memory, or more. */
   const settle = async (ms: number): ReturnType<typeof server.figures> => {
-    for (const end = performance.now() + ms; performance.now() < end; await pause(50)) await server.figures();
+    for (const end = performance.now() + ms; performance.now() < end; await pause(50)) {
+      await server.figures();
+    }
     const seen = [await server.figures('collected')];
-    for (; seen.length < 11; await pause(50)) seen.push(await server.figures('collected'));
+    for (; seen.length < 11; await pause(50)) {
+      seen.push(await server.figures('collected'));
+    }
     return seen.toSorted((a, b) => a.heap - b.heap)[5]!;
   };
   const early = await settle((seconds * 1000) / 3);
@@ -138,7 +155,9 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
 
   stage('the end of all tasks');
   opened = true;
-  for (const res of held.splice(0)) res.end();
+  for (const res of held.splice(0)) {
+    res.end();
+  }
   await server.until(({ pending }) => pending === 0);
   const last = connect(server.port); // the first one has been idle, and may have been ended
   const again = await jobs(last)();
@@ -150,7 +169,9 @@ await endure(import.meta.url, size(300_000, 600_000), async ({ claim, stage }) =
     'every accepted request ran its task once, no other did',
     `${number(accepted.length)} accepted, ${number(calls.size)} called ${lost.slice(0, 5)}`,
   );
-  for (const { socket } of [first, last, ...clients]) socket.destroy();
+  for (const { socket } of [first, last, ...clients]) {
+    socket.destroy();
+  }
   server.kill('SIGTERM');
   const { code } = await server.exited;
   claim(

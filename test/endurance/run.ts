@@ -25,7 +25,9 @@ for (const name of names) {
     spawn(process.execPath, [...process.execArgv, file], { stdio: 'inherit' }),
     'close',
   );
-  if (code !== 0) failed.push(name);
+  if (code !== 0) {
+    failed.push(name);
+  }
 }
 if (failed.length > 0) {
   console.error(`Failed: ${failed.join(', ')}.`);

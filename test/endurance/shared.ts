@@ -6,8 +6,8 @@ import net from 'node:net';
 import { fileURLToPath } from 'node:url';
 import type { App } from '../../server.ts';
 
-const isLong = process.env['ENDURANCE'] === 'long';
-const isServer = process.env['ENDURANCE_SERVER'] === '1';
+const isLong = process.env.ENDURANCE === 'long';
+const isServer = process.env.ENDURANCE_SERVER === '1';
 
 /** One of two sizes: of the short form, which CI runs, and of the long one (`ENDURANCE=long`). */
 export const size = (short: number, long: number): number => (isLong ? long : short);
@@ -55,9 +55,11 @@ export async function endure(
   deadline: number,
   body: (run: Run) => Promise<void>,
 ): Promise<void> {
-  if (isServer || process.argv[1] !== fileURLToPath(url)) return;
+  if (isServer || process.argv[1] !== fileURLToPath(url)) {
+    return;
+  }
   const name = url.split('/').at(-1)?.replace('.ts', '') ?? '';
-  const seed = Number(process.env['SEED'] || Math.floor(Math.random() * 2 ** 32));
+  const seed = Number(process.env.SEED || Math.floor(Math.random() * 2 ** 32));
   const replay = `Replay with ${isLong ? 'ENDURANCE=long ' : ''}SEED=${seed} and this file.`;
   const broken: string[] = [];
   let stage = 'the start';
@@ -74,7 +76,9 @@ export async function endure(
       random: (index) => random(seed ^ Math.imul(index + 1, 0x9e3779b1)),
       claim(holds, sentence, figures) {
         console.log(`  ${holds ? 'ok  ' : 'NOT '} ${sentence}${figures ? `: ${figures}` : ''}`);
-        if (!holds) broken.push(sentence);
+        if (!holds) {
+          broken.push(sentence);
+        }
       },
       stage(name) {
         stage = name;
@@ -85,7 +89,9 @@ export async function endure(
     fail(`an error at ${stage}.`);
   }
   clearTimeout(timer);
-  if (broken.length > 0) fail(`it does not hold that ${broken.join('; nor that ')}.`);
+  if (broken.length > 0) {
+    fail(`it does not hold that ${broken.join('; nor that ')}.`);
+  }
   console.log(`  ${((performance.now() - begin) / 1000).toFixed(1)} s`);
   process.exit(0);
 }
@@ -118,7 +124,9 @@ const watch = (kind: keyof typeof alive, object: object): void => {
 
 /** In the server's process: answers the script's questions about `app`, and ends when the script does. */
 export function probe(app: App, counts: Record<string, number> = {}, notes: readonly string[] = []): App {
-  if (!isServer) return app;
+  if (!isServer) {
+    return app;
+  }
   subscribe('net.server.socket', (message) => watch('sockets', (message as { socket: object }).socket));
   subscribe('http.server.request.start', (message) =>
     watch('requests', (message as { request: object }).request),
@@ -194,7 +202,9 @@ export async function startServer(url: string, env: Record<string, string> = {})
   const listening = new Promise<number>((resolve) =>
     child.stdout?.setEncoding('utf8').on('data', (text: string) => {
       const port = /listening on \S+:(\d+)\n/.exec((stdout += text))?.[1];
-      if (port) resolve(Number(port));
+      if (port) {
+        resolve(Number(port));
+      }
     }),
   );
   const waiting: ((figures: Figures) => void)[] = [];
@@ -216,14 +226,18 @@ export async function startServer(url: string, env: Record<string, string> = {})
     async until(condition, question) {
       for (const end = performance.now() + 60_000; ; ) {
         const now = await figures(question);
-        if (condition(now) || performance.now() > end) return now;
+        if (condition(now) || performance.now() > end) {
+          return now;
+        }
         await pause(20);
       }
     },
     kill: (signal) => void child.kill(signal),
     exited,
     async [Symbol.asyncDispose]() {
-      if (!over) end();
+      if (!over) {
+        end();
+      }
       await exited;
     },
   };
@@ -253,13 +267,18 @@ export function connect(port: number): Client {
   let over = false;
   const parse = answersIn((answer) => {
     const next = waiting.shift();
-    if (next) next(answer);
-    else answers.push(answer);
+    if (next) {
+      next(answer);
+    } else {
+      answers.push(answer);
+    }
   });
   const closed = new Promise<string>((resolve) =>
     socket.on('close', () => {
       over = true;
-      for (const each of waiting.splice(0)) each(undefined);
+      for (const each of waiting.splice(0)) {
+        each(undefined);
+      }
       resolve(rest);
     }),
   );
@@ -275,8 +294,11 @@ export function connect(port: number): Client {
     answer: () =>
       new Promise((resolve) => {
         const next = answers.shift();
-        if (next || over) resolve(next);
-        else waiting.push(resolve);
+        if (next || over) {
+          resolve(next);
+        } else {
+          waiting.push(resolve);
+        }
       }),
     closed,
   };
@@ -295,17 +317,23 @@ function answersIn(take: (answer: Answer) => void): (text: string) => string {
     rest += text;
     while (rest.length > 0 && rest.length >= needed) {
       const headEnd = rest.indexOf('\r\n\r\n');
-      if (headEnd < 0) break;
+      if (headEnd < 0) {
+        break;
+      }
       const head = rest.slice(0, headEnd);
       const from = headEnd + 4;
       const length = /\r\ncontent-length: (\d+)/i.exec(head)?.[1];
       if (length !== undefined) {
         needed = from + Number(length);
-        if (rest.length < needed) break;
+        if (rest.length < needed) {
+          break;
+        }
         cut(head, from, needed);
       } else if (/\r\ntransfer-encoding: chunked/i.test(head)) {
         const last = /(^|\r\n)0\r\n\r\n/.exec(rest.slice(from));
-        if (!last) break;
+        if (!last) {
+          break;
+        }
         const body = rest.slice(from, from + last.index);
         cut(head, from, from + last.index + last[0].length, body.replace(/(^|\r\n)[\da-f]+\r\n/gi, ''));
       } else {
@@ -336,7 +364,9 @@ export async function each(
   let next = 0;
   await Promise.all(
     Array.from({ length: width }, async () => {
-      while (next < count) await work(next++);
+      while (next < count) {
+        await work(next++);
+      }
     }),
   );
 }

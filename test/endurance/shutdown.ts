@@ -8,6 +8,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
+  type BackgroundTasks,
   backgroundTasks,
   body,
   createApp,
@@ -15,26 +16,27 @@ import {
   post,
   query,
   strings,
-  type BackgroundTasks,
 } from '../../server.ts';
 import {
+  type Client,
   connect,
   each,
   endure,
   number,
   pause,
   probe,
+  type Random,
   requestOf,
   size,
   startServer,
-  type Client,
-  type Random,
 } from './shared.ts';
 
 const { LOG, DRAIN } = process.env;
 const log = LOG ? openSync(LOG, 'a') : undefined;
 const write = (line: string): void => {
-  if (log) writeSync(log, `${line}\n`);
+  if (log) {
+    writeSync(log, `${line}\n`);
+  }
 };
 const turn = (): Promise<void> => new Promise(setImmediate);
 
@@ -70,7 +72,9 @@ export default probe(
       }),
       post('/later', { id, tasks: backgroundTasks }, async ({ id, tasks }) => {
         accept(tasks, id);
-        for (let turns = 0; turns < 10; turns += 1) await turn();
+        for (let turns = 0; turns < 10; turns += 1) {
+          await turn();
+        }
         return id;
       }),
       post('/body', { order: body(strings('id')), tasks: backgroundTasks }, ({ order: { id }, tasks }) => {
@@ -118,7 +122,9 @@ const pipelined: Role = async ({ port, random, id, took }) => {
     client.send(
       names.map((name) => requestOf('POST', `/${random.pick(['order', 'later'])}?id=${name}`)).join(''),
     );
-    for (const name of names) more = took(name, await client.answer()) && more;
+    for (const name of names) {
+      more = took(name, await client.answer()) && more;
+    }
   }
   await client.closed;
 };
@@ -220,19 +226,27 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
           signalled,
           id: () => `${index}-${ids++}`,
           took(id, answer) {
-            if (!answer && signalledAt === 0) wrong(`${id} has no answer, before the signal`);
-            if (!answer) return false;
+            if (!answer && signalledAt === 0) {
+              wrong(`${id} has no answer, before the signal`);
+            }
+            if (!answer) {
+              return false;
+            }
             if (answer.status !== 200 || answer.body.trimEnd().replace(/ *"$/, '"') !== `"${id}"`) {
               wrong(`${id} got ${answer.status} ${answer.body.slice(0, 80)}`);
             }
             answered.add(id);
-            if (answered.size === goal) signal();
+            if (answered.size === goal) {
+              signal();
+            }
             return !/\r\nconnection: close/i.test(answer.head);
           },
         }),
       ),
     );
-    if (goal === 0) signal();
+    if (goal === 0) {
+      signal();
+    }
     const { code, signal: killedBy } = await server.exited;
     sum.longest = Math.max(sum.longest, performance.now() - signalledAt);
     await everybody;
@@ -248,16 +262,24 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     for (const [id, steps] of seen) {
       const names = ['1', '2', '3'].filter((step) => named.includes(`${step} ${id}`));
       const isStuck = names.length > 0 && roles.includes(stuck);
-      if (steps.join('') + (isStuck ? names.join('') : '') !== '0123')
+      if (steps.join('') + (isStuck ? names.join('') : '') !== '0123') {
         wrong(`${id} has ${steps}, and ${names} named`);
-      if (!answered.has(id)) sum.cut += 1;
+      }
+      if (!answered.has(id)) {
+        sum.cut += 1;
+      }
     }
-    for (const id of answered) if (!seen.has(id)) wrong(`${id} is answered, and not accepted`);
+    for (const id of answered) {
+      if (!seen.has(id)) {
+        wrong(`${id} is answered, and not accepted`);
+      }
+    }
     const others = left.filter(
       (line) => !/^Unfinished at the end of drainTimeoutMs: [123] \d+-\d+$/.test(line),
     );
-    if (others.length > 0 || (left.length > 0 && !roles.includes(stuck)))
+    if (others.length > 0 || (left.length > 0 && !roles.includes(stuck))) {
       wrong(`on stderr: ${left.slice(0, 5)}`);
+    }
     const how = `${roles.includes(stuck) ? 'stuck' : 'all settle'}: ${code ?? killedBy}`;
     codes.set(how, (codes.get(how) ?? 0) + 1);
     sum.accepted += seen.size;

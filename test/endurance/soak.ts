@@ -23,7 +23,9 @@ const ran = (): void => {
 const ranLater = async (): Promise<void> => ran();
 const last = (item: string): void => {
   ran();
-  if (item.endsWith('0')) throw new Error('expected');
+  if (item.endsWith('0')) {
+    throw new Error('expected');
+  }
 };
 
 const audit = depends({ tasks: backgroundTasks }, ({ tasks }) => tasks.addTask(ran));
@@ -85,9 +87,15 @@ export default probe(
 /** The `index`-th request. */
 function order(index: number): string {
   const kind = index % 20;
-  if (kind === 3 || kind === 10) return requestOf('POST', '/orders', `{"item":"${index}"}`);
-  if (kind === 5 || kind === 17) return requestOf('POST', `/audited?item=${index}`);
-  if (kind === 7 || kind === 0) return requestOf('GET', `/export?item=${index}`);
+  if (kind === 3 || kind === 10) {
+    return requestOf('POST', '/orders', `{"item":"${index}"}`);
+  }
+  if (kind === 5 || kind === 17) {
+    return requestOf('POST', `/audited?item=${index}`);
+  }
+  if (kind === 7 || kind === 0) {
+    return requestOf('GET', `/export?item=${index}`);
+  }
   return requestOf('POST', `/order?item=${index}`);
 }
 
@@ -108,10 +116,16 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, stage })
       for (let index = from + block * 1000; index < from + (block + 1) * 1000; index += 1) {
         client.send(order(index));
         const answer = await client.answer();
-        if (answer?.status !== 200 || !answer.body.includes(`${index}`)) wrong += 1;
-        if (index % 50 > 0) continue;
+        if (answer?.status !== 200 || !answer.body.includes(`${index}`)) {
+          wrong += 1;
+        }
+        if (index % 50 > 0) {
+          continue;
+        }
         client.send(requestOf('POST', index % 100 === 0 ? '/refused' : '/order'));
-        if (![409, 422].includes((await client.answer())?.status ?? 0)) wrong += 1;
+        if (![409, 422].includes((await client.answer())?.status ?? 0)) {
+          wrong += 1;
+        }
         refused += 1;
       }
       client.socket.end();
@@ -126,19 +140,15 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, stage })
   const end = await load(total / 2, total);
   claim(wrong === 0, 'every request has its answer', `${number(total)} and ${number(refused)} refused`);
   claim(
-    end.counts['handled'] === total && end.counts['ran'] === 3 * total,
+    end.counts.handled === total && end.counts.ran === 3 * total,
     'tasks run = 3 × answered',
-    `${number(end.counts['ran'] ?? 0)} = 3 × ${number(total)}`,
+    `${number(end.counts.ran ?? 0)} = 3 × ${number(total)}`,
   );
+  claim(end.counts.failed === total / 10, 'each failure is reported once', number(end.counts.failed ?? 0));
   claim(
-    end.counts['failed'] === total / 10,
-    'each failure is reported once',
-    number(end.counts['failed'] ?? 0),
-  );
-  claim(
-    end.counts['cleanedUp'] === total / 10,
+    end.counts.cleanedUp === total / 10,
     'each generator is resumed once',
-    number(end.counts['cleanedUp'] ?? 0),
+    number(end.counts.cleanedUp ?? 0),
   );
   const heap = end.heap / first.heap;
   const most = size(1.25, 1.05); // code and caches are still growing in the short form
