@@ -17,7 +17,7 @@ import {
   type StandardSchema,
   strings,
 } from '../../server.ts';
-import { connect, endure, number, probe, type Random, requestOf, size, startServer } from './shared.ts';
+import { claimCleanEnd, connect, endure, number, probe, type Random, requestOf, size, startServer } from './shared.ts';
 
 const counts = { handled: 0, ran: 0, opened: 0, closed: 0 };
 const done = (): void => {
@@ -572,11 +572,5 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     'no head costs more than 20 × an ordinary one of its length',
     `${ordinary.toFixed(1)} ms of CPU, and at most ${costs[worst]?.toFixed(1)} ms, for ${SLOW[worst]?.slice(0, 12)}…`,
   );
-  server.kill('SIGTERM');
-  const { code } = await server.exited;
-  claim(
-    code === 0 && server.stderr === '',
-    'after SIGTERM it exits with 0, and wrote nothing to stderr',
-    `${code}${server.stderr.slice(0, 500)}`,
-  );
+  await claimCleanEnd(server, claim);
 });

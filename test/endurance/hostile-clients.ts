@@ -18,6 +18,7 @@ import {
 } from '../../server.ts';
 import {
   type Client,
+  claimCleanEnd,
   connect,
   each,
   endure,
@@ -208,73 +209,121 @@ const KINDS: Record<string, Kind> = {
   },
 };
 
+/** Honest clients, which ask again and again until they are told to stop. */
+class Honest {
+  readonly #port: number;
+  #waiting: { at: number; resolve: () => void }[] = [];
+  #isOver = false;
+  sent = 0;
+  answered = 0;
+  readonly missing: number[] = [];
+
+  constructor(port: number) {
+    this.#port = port;
+  }
+
+  /** Resolves when they have had so many more answers. */
+  more(answers: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.#waiting.push({ at: this.answered + answers, resolve });
+    });
+  }
+
+  stop(): void {
+    this.#isOver = true;
+  }
+
+  /** Asks on a connection that it keeps. */
+  async askOnOne(): Promise<void> {
+    let client = connect(this.#port);
+    while (!this.#isOver) {
+      if (!(await this.#ask(client))) {
+        client.socket.end();
+        client = connect(this.#port);
+      }
+    }
+    client.socket.end();
+    await client.closed;
+  }
+
+  /** Asks on a new connection each time. */
+  async askOnMany(): Promise<void> {
+    while (!this.#isOver) {
+      const client = connect(this.#port);
+      await this.#ask(client);
+      client.socket.end();
+    }
+  }
+
+  /** False where there was no answer. */
+  async #ask(client: Client): Promise<boolean> {
+    const id = HONEST + this.sent;
+    this.sent += 1;
+    const isShort = id % 3 > 0;
+    client.send(
+      isShort ? requestOf('POST', `/order?id=${id}`) : requestOf('POST', '/body', `{"id":"${id}"}`),
+    );
+    const answer = await client.answer();
+    if (answer?.status === 200 && answer.body === `"${id}"`) {
+      this.answered += 1;
+    } else {
+      this.missing.push(id);
+    }
+    const due = this.#waiting.filter(({ at }) => this.answered >= at);
+    this.#waiting = this.#waiting.filter(({ at }) => this.answered < at);
+    for (const { resolve } of due) {
+      resolve();
+    }
+    return answer !== undefined;
+  }
+}
+
+/** The hostile client `index` comes and goes; gives its kind. */
+async function attack(port: number, index: number, numbers: Random, honest: Honest): Promise<string> {
+  const client = connect(port);
+  const kind = numbers.pick(Object.keys(KINDS));
+  const meanwhile = (): Promise<void> => honest.more(1 + numbers.below(50));
+  await KINDS[kind]?.({ client, random: numbers, first: index * 8, meanwhile });
+  if (!client.socket.isPaused()) {
+    await client.closed;
+  }
+  return kind;
+}
+
+/** A client that asks for much, and has read the first bytes of it. */
+async function stallForEver(port: number, id: number): Promise<Client> {
+  const client = connect(port);
+  const begun = once(client.socket, 'data');
+  client.socket.once('data', () => client.socket.pause());
+  client.send(requestOf('GET', `/stalls?id=${id}`));
+  await begun;
+  return client;
+}
+
 await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, stage }) => {
   const total = size(3_000, 100_000);
   await using server = await startServer(import.meta.url);
-  const honest = { sent: 0, answered: 0 };
+  const honest = new Honest(server.port);
+  const { missing } = honest;
   let halfClosers = 0;
-  const missing: number[] = [];
-  let waiting: { at: number; resolve: () => void }[] = [];
-  let over = false;
-
-  /** Asks again and again, on a kept connection or a new one each time. */
-  async function ask(keeps: boolean): Promise<void> {
-    let client: Client | undefined;
-    while (!over) {
-      client ??= connect(server.port);
-      const id = HONEST + honest.sent++;
-      client.send(
-        id % 3 > 0 ? requestOf('POST', `/order?id=${id}`) : requestOf('POST', '/body', `{"id":"${id}"}`),
-      );
-      const answer = await client.answer();
-      if (answer?.status === 200 && answer.body === `"${id}"`) {
-        honest.answered += 1;
-      } else {
-        missing.push(id);
-      }
-      waiting = waiting.filter(({ at, resolve }) => honest.answered < at || void resolve());
-      if (keeps && answer) {
-        continue;
-      }
-      client.socket.end();
-      client = undefined;
-    }
-    client?.socket.end();
-    await client?.closed;
-  }
-
-  const attack = (from: number, to: number): Promise<void> =>
+  const attacks = (from: number, to: number): Promise<void> =>
     each(to - from, 64, async (at) => {
       const index = from + at;
-      const numbers = random(index);
-      const client = connect(server.port);
-      const meanwhile = (): Promise<void> =>
-        new Promise((resolve) => {
-          waiting.push({ at: honest.answered + 1 + numbers.below(50), resolve });
-        });
       stage(`hostile client ${number(index)}`);
-      const kind = numbers.pick(Object.keys(KINDS));
-      if (kind === 'halfClose') {
-        halfClosers += 1;
-      }
-      await KINDS[kind]?.({ client, random: numbers, first: index * 8, meanwhile });
-      await (client.socket.isPaused() ? undefined : client.closed);
+      const kind = await attack(server.port, index, random(index), honest);
+      halfClosers += kind === 'halfClose' ? 1 : 0;
     });
 
-  const asking = Promise.all([ask(true), ask(true), ask(false)]);
-  await attack(0, total / 4);
+  const asking = Promise.all([honest.askOnOne(), honest.askOnOne(), honest.askOnMany()]);
+  await attacks(0, total / 4);
   const early = await server.figures('collected');
-  await attack(total / 4, total);
+  await attacks(total / 4, total);
 
   stage('readers that stall for ever');
-  const stalled = Array.from({ length: 32 }, (_, at) => {
-    const client = connect(server.port);
-    client.socket.once('data', () => client.socket.pause());
-    client.send(requestOf('GET', `/stalls?id=${(total + at) * 8}`));
-    return client;
-  });
-  await Promise.all(stalled.map(({ socket }) => once(socket, 'data')));
-  over = true;
+  const stalled = await Promise.all(
+    Array.from({ length: 32 }, (_, at) => stallForEver(server.port, (total + at) * 8)),
+  );
+  honest.stop();
   await asking;
   stage('the end of all tasks, while the readers stall');
   const idle = await server.until(({ pending }) => pending === 0);
@@ -322,11 +371,5 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
       end.rss,
     )}`,
   );
-  server.kill('SIGTERM');
-  const { code } = await server.exited;
-  claim(
-    code === 0 && server.stderr === '',
-    'after SIGTERM it exits with 0, and wrote nothing to stderr',
-    `${code}${server.stderr.slice(0, 500)}`,
-  );
+  await claimCleanEnd(server, claim);
 });

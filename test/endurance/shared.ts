@@ -182,7 +182,9 @@ export async function startServer(url: string, env: Record<string, string> = {})
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
     },
   );
-  const end = (): void => void child.kill('SIGKILL');
+  const end = (): void => {
+    child.kill('SIGKILL');
+  };
   process.once('exit', end);
   let stderr = '';
   let stdout = '';
@@ -201,7 +203,8 @@ export async function startServer(url: string, env: Record<string, string> = {})
   early.catch(() => {}); // it is what others are raced with
   const listening = new Promise<number>((resolve) =>
     child.stdout?.setEncoding('utf8').on('data', (text: string) => {
-      const port = /listening on \S+:(\d+)\n/.exec((stdout += text))?.[1];
+      stdout += text;
+      const port = /listening on \S+:(\d+)\n/.exec(stdout)?.[1];
       if (port) {
         resolve(Number(port));
       }
@@ -232,7 +235,9 @@ export async function startServer(url: string, env: Record<string, string> = {})
         await pause(20);
       }
     },
-    kill: (signal) => void child.kill(signal),
+    kill(signal) {
+      child.kill(signal);
+    },
     exited,
     async [Symbol.asyncDispose]() {
       if (!over) {
@@ -241,6 +246,17 @@ export async function startServer(url: string, env: Record<string, string> = {})
       await exited;
     },
   };
+}
+
+/** Ends the server: it exits with 0, as it has lost nothing, and nothing had to be said on stderr. */
+export async function claimCleanEnd(server: Server, claim: Run['claim']): Promise<void> {
+  server.kill('SIGTERM');
+  const { code } = await server.exited;
+  claim(
+    code === 0 && server.stderr === '',
+    'after SIGTERM it exits with 0, and wrote nothing to stderr',
+    `${code}${server.stderr.slice(0, 500)}`,
+  );
 }
 
 export interface Answer {
@@ -290,7 +306,9 @@ export function connect(port: number): Client {
     });
   return {
     socket,
-    send: (bytes) => void socket.write(bytes),
+    send(bytes) {
+      socket.write(bytes);
+    },
     answer: () =>
       new Promise((resolve) => {
         const next = answers.shift();
@@ -308,51 +326,54 @@ export function connect(port: number): Client {
 function answersIn(take: (answer: Answer) => void): (text: string) => string {
   let rest = '';
   let needed = 0; // where the answer ends, if that is known
-  const cut = (head: string, from: number, to: number, body = rest.slice(from, to)): void => {
-    take({ status: Number(head.slice(9, 12)), head, body });
-    rest = rest.slice(to);
-    needed = 0;
-  };
   return (text) => {
     rest += text;
     while (rest.length > 0 && rest.length >= needed) {
-      const headEnd = rest.indexOf('\r\n\r\n');
-      if (headEnd < 0) {
+      const first = firstAnswer(rest);
+      if (!first) {
         break;
       }
-      const head = rest.slice(0, headEnd);
-      const from = headEnd + 4;
-      const length = /\r\ncontent-length: (\d+)/i.exec(head)?.[1];
-      if (length !== undefined) {
-        needed = from + Number(length);
-        if (rest.length < needed) {
-          break;
-        }
-        cut(head, from, needed);
-      } else if (/\r\ntransfer-encoding: chunked/i.test(head)) {
-        const last = /(^|\r\n)0\r\n\r\n/.exec(rest.slice(from));
-        if (!last) {
-          break;
-        }
-        const body = rest.slice(from, from + last.index);
-        cut(head, from, from + last.index + last[0].length, body.replace(/(^|\r\n)[\da-f]+\r\n/gi, ''));
-      } else {
-        cut(head, from, from);
+      needed = first.end;
+      if (rest.length < needed) {
+        break;
       }
+      take(first.answer(rest));
+      rest = rest.slice(needed);
+      needed = 0;
     }
     return rest;
   };
 }
 
+/** Where the first answer of `text` ends, and how to read it then; nothing as long as that cannot be told. */
+function firstAnswer(text: string): { end: number; answer: (text: string) => Answer } | undefined {
+  const headEnd = text.indexOf('\r\n\r\n');
+  if (headEnd < 0) {
+    return undefined;
+  }
+  const head = text.slice(0, headEnd);
+  const status = Number(head.slice(9, 12));
+  const from = headEnd + 4;
+  if (/\r\ntransfer-encoding: chunked/i.test(head)) {
+    const last = /(^|\r\n)0\r\n\r\n/.exec(text.slice(from));
+    if (!last) {
+      return undefined;
+    }
+    const body = text.slice(from, from + last.index).replace(/(^|\r\n)[\da-f]+\r\n/gi, '');
+    return { end: from + last.index + last[0].length, answer: () => ({ status, head, body }) };
+  }
+  const end = from + Number(/\r\ncontent-length: (\d+)/i.exec(head)?.[1] ?? 0);
+  return { end, answer: (text) => ({ status, head, body: text.slice(from, end) }) };
+}
+
 /** A request without a body, or with one of JSON. */
 export function requestOf(method: string, target: string, json?: string): string {
-  const body =
-    json === undefined
-      ? method === 'POST'
-        ? 'content-length: 0\r\n'
-        : ''
-      : `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(json)}\r\n`;
-  return `${method} ${target} HTTP/1.1\r\nhost: a\r\n${body}\r\n${json ?? ''}`;
+  const start = `${method} ${target} HTTP/1.1\r\nhost: a\r\n`;
+  if (json !== undefined) {
+    const length = Buffer.byteLength(json);
+    return `${start}content-type: application/json\r\ncontent-length: ${length}\r\n\r\n${json}`;
+  }
+  return method === 'POST' ? `${start}content-length: 0\r\n\r\n` : `${start}\r\n`;
 }
 
 /** Runs `work` for 0 to `count - 1`, `width` of them at once. */
