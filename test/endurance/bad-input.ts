@@ -17,7 +17,19 @@ import {
   type StandardSchema,
   strings,
 } from '../../server.ts';
-import { claimCleanEnd, connect, endure, number, probe, type Random, requestOf, size, startServer } from './shared.ts';
+import {
+  type Client,
+  claimCleanEnd,
+  connect,
+  endure,
+  number,
+  probe,
+  type Random,
+  requestOf,
+  type Server,
+  size,
+  startServer,
+} from './shared.ts';
 
 const counts = { handled: 0, ran: 0, opened: 0, closed: 0 };
 const done = (): void => {
@@ -164,7 +176,7 @@ const WORDS = [
     '1',
     '\\',
     '<b>',
-    '${1}',
+    '$' + '{1}',
     '%s',
     '%o',
     '\xc3\xa9',
@@ -322,6 +334,36 @@ function chunked(random: Random, body: string, wild: boolean): string {
   return `${text}0\r\n${random.pick(['', '', '', 'a: b\r\n', 'content-length: 3\r\n'])}\r\n`;
 }
 
+/** Heads that say what the request is, or lie about it. */
+function anyHeaders(random: Random, wild: boolean): string[] {
+  const headers = Array.from({ length: random.below(4) }, () => some(random, HEADERS, wild));
+  return wild ? [...headers, ...wildHeaders(random)] : headers;
+}
+
+function wildHeaders(random: Random): string[] {
+  const headers: string[] = [];
+  if (random.chance(0.05)) {
+    headers.push(`x-long: ${'x'.repeat(random.below(20_000))}`);
+  }
+  if (random.chance(0.05)) {
+    headers.push(...Array.from({ length: random.below(2500) }, () => 'a: b'));
+  }
+  if (random.chance(0.1)) {
+    headers.push(`${words(random, 3, true)}: ${words(random, 5, true)}`);
+  }
+  return headers;
+}
+
+/** A body, and the heads that belong to it. */
+function anyContent(random: Random, wild: boolean): { headers: string[]; content: string } {
+  const body = anyBody(random);
+  const type = `content-type: ${random.pick(TYPES)}`;
+  if (random.chance(0.2)) {
+    return { headers: [type, 'transfer-encoding: chunked'], content: chunked(random, body, wild) };
+  }
+  return { headers: [type, `content-length: ${body.length}`], content: body };
+}
+
 function anyRequest(random: Random): string {
   const wild = random.chance(0.3);
   const isSimple = random.chance(0.4); // then only the body is bad
@@ -329,30 +371,12 @@ function anyRequest(random: Random): string {
   const where = isSimple ? random.pick(['/orders', '/any', '/picky?q=1', '/picky']) : target(random, wild);
   const versions = ['HTTP/1.0', 'HTTP/2.0', 'HTTP/0.9', 'HTTP/1.1 ', 'ICE/1.0', ''];
   const version = wild && random.chance(0.2) ? random.pick(versions) : 'HTTP/1.1';
-  const headers = random.chance(0.97) ? ['host: a'] : [];
-  let content = '';
-  if (isSimple || random.chance(0.3)) {
-    const body = anyBody(random);
-    headers.push(`content-type: ${random.pick(TYPES)}`);
-    const isChunked = random.chance(0.2);
-    headers.push(isChunked ? 'transfer-encoding: chunked' : `content-length: ${body.length}`);
-    content = isChunked ? chunked(random, body, wild) : body;
-  }
-  if (!isSimple) {
-    for (let more = random.below(4); more > 0; more -= 1) {
-      headers.push(some(random, HEADERS, wild));
-    }
-  }
-  if (wild && random.chance(0.05)) {
-    headers.push(`x-long: ${'x'.repeat(random.below(20_000))}`);
-  }
-  if (wild && random.chance(0.05)) {
-    headers.push(...Array.from({ length: random.below(2500) }, () => 'a: b'));
-  }
-  if (wild && random.chance(0.1)) {
-    headers.push(`${words(random, 3, wild)}: ${words(random, 5, wild)}`);
-  }
-  const text = `${method} ${where} ${version}\r\n${headers.join('\r\n')}\r\n\r\n${content}`;
+  const host = random.chance(0.97) ? ['host: a'] : [];
+  const hasContent = isSimple || random.chance(0.3);
+  const { headers, content } = hasContent ? anyContent(random, wild) : { headers: [], content: '' };
+  const more = isSimple ? [] : anyHeaders(random, wild);
+  const lines = [`${method} ${where} ${version}`, ...host, ...headers, ...more];
+  const text = `${lines.join('\r\n')}\r\n\r\n${content}`;
   return wild && random.chance(0.3) ? mutated(random, text) : text;
 }
 
@@ -373,11 +397,22 @@ function mutated(random: Random, original: string): string {
   return text;
 }
 
-const DEEP = [
-  ['[', ']'],
-  ['{"a":', '}'],
-  ['[{"a":', '}]'],
-] as const;
+/** What is nested, and the route and the member that it is sent to. */
+interface DeepWay {
+  readonly open: string;
+  readonly close: string;
+  readonly where: string;
+  readonly key: string;
+}
+const DEEP_WAYS: readonly DeepWay[] = [
+  { open: '[', close: ']' },
+  { open: '{"a":', close: '}' },
+  { open: '[{"a":', close: '}]' },
+].flatMap((nested) => [
+  { ...nested, where: '/orders', key: 'item' },
+  { ...nested, where: '/picky?q=1', key: 'a' },
+  { ...nested, where: '/picky?q=1', key: 'item' },
+]);
 
 /** Heads of about 15,000 bytes, that a parser may take long over; the first is an ordinary one. */
 const SLOW: readonly string[] = [
@@ -399,133 +434,141 @@ const SLOW: readonly string[] = [
   `a${'://'.repeat(5_000)}`,
 ];
 
-await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, stage }) => {
-  const total = size(20_000, 1_000_000);
-  await using server = await startServer(import.meta.url);
-  const statuses = new Map<string, number>();
-  const bad: string[] = []; // connections that got a 5xx or a stack, or that did not end
-  let sent = 0;
-  let turns = 0; // of the honest client
-  let over = false;
-  const waiting = new Set<() => void>();
+/** An honest client, that looks whether the server is alive, again and again; and what all of them have seen. */
+class Watch {
+  readonly #port: number;
+  readonly #waiting = new Set<() => void>();
+  #isOver = false;
+  /** How often the server was looked at. */
+  turns = 0;
+  /** Connections that got a 5xx or a stack, or that did not end. */
+  readonly bad: string[] = [];
+  readonly statuses = new Map<string, number>();
 
-  /** Looks whether the server is alive, again and again; what was sent before two such turns has been looked at. */
-  async function honest(): Promise<void> {
-    while (!over) {
-      const client = connect(server.port);
+  constructor(port: number) {
+    this.#port = port;
+  }
+
+  async look(): Promise<void> {
+    while (!this.#isOver) {
+      const client = connect(this.#port);
       client.send(requestOf('GET', '/alive'));
       const answer = await client.answer();
       if (answer?.body !== '"alive"') {
-        bad.push(`the honest client got ${answer?.status} in turn ${turns}`);
+        this.bad.push(`the honest client got ${answer?.status} in turn ${this.turns}`);
       }
       client.socket.destroy();
-      turns += 1;
-      for (const look of waiting) {
-        look();
+      this.turns += 1;
+      for (const wake of this.#waiting) {
+        wake();
       }
     }
   }
-  const looked = (): Promise<void> =>
-    new Promise((resolve) => {
-      const after = turns + 2;
-      const look = (): void => {
-        if (turns >= after && waiting.delete(look)) {
+
+  stop(): void {
+    this.#isOver = true;
+  }
+
+  /** Resolves two turns later: what was sent before has been looked at by then. */
+  looked(): Promise<void> {
+    const after = this.turns + 2;
+    return new Promise((resolve) => {
+      const wake = (): void => {
+        if (this.turns >= after && this.#waiting.delete(wake)) {
           resolve();
         }
       };
-      waiting.add(look);
+      this.#waiting.add(wake);
     });
+  }
 
-  function judge(index: number, text: string): void {
+  /** Reads what a connection has got. */
+  judge(index: number, text: string): void {
     for (const [, status = ''] of text.matchAll(/HTTP\/1\.1 (\d{3}) /g)) {
-      statuses.set(status, (statuses.get(status) ?? 0) + 1);
+      this.statuses.set(status, (this.statuses.get(status) ?? 0) + 1);
       if (status.startsWith('5')) {
-        bad.push(`connection ${index} got ${status}`);
+        this.bad.push(`connection ${index} got ${status}`);
       }
     }
     if (/\n\s*at .*:\d|node:internal|\.ts:\d/.test(text)) {
-      bad.push(`connection ${index} got a stack`);
+      this.bad.push(`connection ${index} got a stack`);
     }
   }
 
-  async function connection(index: number): Promise<void> {
-    const numbers = random(index);
-    const { socket } = connect(server.port);
-    const received: string[] = [];
-    socket.on('data', (text) => received.push(`${text}`));
-    const closed = new Promise<boolean>((resolve) => socket.on('close', () => resolve(true)));
-    const requests = 1 + numbers.below(6);
-    const garbage = numbers.chance(0.03) ? bytes(numbers, numbers.below(500)) : '';
-    let left = repeat(requests, () => anyRequest(numbers)) + garbage;
-    sent += requests;
-    while (left !== '') {
-      const length = numbers.chance(0.5) ? left.length : 1 + numbers.below(left.length);
-      socket.write(left.slice(0, length), 'latin1');
-      left = left.slice(length);
-      if (left !== '') {
-        await new Promise(setImmediate);
-      }
-    }
-    await Promise.race([closed, looked()]);
-    socket.end(); // now it can wait for nothing more
-    let deadline: NodeJS.Timeout | undefined;
-    const hangs = new Promise<boolean>((resolve) => {
-      deadline = setTimeout(resolve, 60_000, false);
-    });
-    if (!(await Promise.race([closed, hangs]))) {
-      bad.push(`connection ${index} did not end within 60 s`);
-    }
-    clearTimeout(deadline);
-    socket.destroy();
-    judge(index, received.join(''));
+  summary(): string {
+    const statuses = [...this.statuses].sort().map(([status, times]) => `${number(times)} × ${status}`);
+    const bad = [...new Set(this.bad)].slice(0, 5).join('; ');
+    return `${statuses.join(', ')}${bad && `; ${this.bad.length} times not: ${bad}`}`;
   }
+}
 
-  const asking = honest();
-  stage('the random requests');
-  let index = 0;
-  await Promise.all(
-    Array.from({ length: 64 }, async () => {
-      while (sent < total) {
-        await connection(index++);
-      }
-    }),
-  );
+interface Connection {
+  readonly index: number;
+  readonly requests: number;
+  readonly numbers: Random;
+}
 
-  stage('JSON as deep as it can be');
-  const around = size(8, 30);
+/** Sends random requests, in random pieces, and reads what comes. */
+async function connection(port: number, plan: Connection, watch: Watch): Promise<void> {
+  const { index, requests, numbers } = plan;
+  const { socket } = connect(port);
+  const received: string[] = [];
+  socket.on('data', (text) => received.push(`${text}`));
+  const closed = new Promise<boolean>((resolve) => socket.on('close', () => resolve(true)));
+  const garbage = numbers.chance(0.03) ? bytes(numbers, numbers.below(500)) : '';
+  let left = repeat(requests, () => anyRequest(numbers)) + garbage;
+  while (left !== '') {
+    const length = numbers.chance(0.5) ? left.length : 1 + numbers.below(left.length);
+    socket.write(left.slice(0, length), 'latin1');
+    left = left.slice(length);
+    if (left !== '') {
+      await new Promise(setImmediate);
+    }
+  }
+  await Promise.race([closed, watch.looked()]);
+  socket.end(); // now it can wait for nothing more
+  let deadline: NodeJS.Timeout | undefined;
+  const hangs = new Promise<boolean>((resolve) => {
+    deadline = setTimeout(resolve, 60_000, false);
+  });
+  if (!(await Promise.race([closed, hangs]))) {
+    watch.bad.push(`connection ${index} did not end within 60 s`);
+  }
+  clearTimeout(deadline);
+  socket.destroy();
+  watch.judge(index, received.join(''));
+}
+
+/** Asks for JSON of all depths around the one from which on it is not sent back; gives how many were tried. */
+async function deepest(client: Client, way: DeepWay, around: number, watch: Watch): Promise<number> {
+  const { open, close, where, key } = way;
   let depths = 0;
-  const client = connect(server.port);
-  for (const [open, close] of DEEP) {
-    for (const [where, key] of [
-      ['/orders', 'item'],
-      ['/picky?q=1', 'a'],
-      ['/picky?q=1', 'item'],
-    ] as const) {
-      const isEchoed = async (depth: number): Promise<boolean> => {
-        depths += 1;
-        client.send(requestOf('POST', where, `{"${key}":${open.repeat(depth)}1${close.repeat(depth)}}`));
-        const answer = await client.answer();
-        if (answer?.status !== 422) {
-          bad.push(`${open} ${depth} deep, to ${where}, got ${answer?.status}`);
-        }
-        return answer?.body.includes(open.repeat(depth)) ?? false;
-      };
-      let [low, high] = [1, 16_000];
-      while (high - low > 1) {
-        const middle = (low + high) >> 1;
-        if (await isEchoed(middle)) {
-          low = middle;
-        } else {
-          high = middle;
-        }
-      }
-      for (let depth = low - around; depth < low + around; depth += 1) {
-        await isEchoed(depth);
-      }
+  const isEchoed = async (depth: number): Promise<boolean> => {
+    depths += 1;
+    client.send(requestOf('POST', where, `{"${key}":${open.repeat(depth)}1${close.repeat(depth)}}`));
+    const answer = await client.answer();
+    if (answer?.status !== 422) {
+      watch.bad.push(`${open} ${depth} deep, to ${where}, got ${answer?.status}`);
+    }
+    return answer?.body.includes(open.repeat(depth)) ?? false;
+  };
+  let [low, high] = [1, 16_000];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (await isEchoed(middle)) {
+      low = middle;
+    } else {
+      high = middle;
     }
   }
+  for (let depth = low - around; depth < low + around; depth += 1) {
+    await isEchoed(depth);
+  }
+  return depths;
+}
 
-  stage('heads made to be slow');
+/** The time that each of the {@link SLOW} heads takes the server, in ms of CPU. */
+async function costsOfSlow(server: Server, client: Client): Promise<number[]> {
   const costs: number[] = [];
   for (const where of SLOW) {
     const { cpu } = await server.figures();
@@ -535,9 +578,42 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
     }
     costs.push(((await server.figures()).cpu - cpu) / 5000);
   }
+  return costs;
+}
+
+await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, stage }) => {
+  const total = size(20_000, 1_000_000);
+  await using server = await startServer(import.meta.url);
+  const watch = new Watch(server.port);
+  const asking = watch.look();
+
+  stage('the random requests');
+  let sent = 0;
+  let connections = 0;
+  const sendAll = async (): Promise<void> => {
+    while (sent < total) {
+      const index = connections;
+      connections += 1;
+      const numbers = random(index);
+      const requests = 1 + numbers.below(6);
+      sent += requests;
+      await connection(server.port, { index, requests, numbers }, watch);
+    }
+  };
+  await Promise.all(Array.from({ length: 64 }, sendAll));
+
+  stage('JSON as deep as it can be');
+  let depths = 0;
+  const client = connect(server.port);
+  for (const way of DEEP_WAYS) {
+    depths += await deepest(client, way, size(8, 30), watch);
+  }
+
+  stage('heads made to be slow');
+  const costs = await costsOfSlow(server, client);
   const worst = costs.indexOf(Math.max(...costs));
   client.socket.destroy();
-  over = true;
+  watch.stop();
   await asking;
   stage('the end of all tasks');
   const end = await server.until(
@@ -546,16 +622,11 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   );
   const { handled = 0, ran = 0, opened = 0, closed = 0 } = end.counts;
   claim(
-    bad.length === 0,
+    watch.bad.length === 0,
     'no 5xx, no stack, no hang, no death',
-    `${number(sent)} requests on ${number(index)} connections, ${depths} deep ones; ${[...statuses]
-      .sort()
-      .map(([status, times]) => `${number(times)} × ${status}`)
-      .join(', ')}${
-      bad.length > 0 ? `; ${bad.length} times not: ${[...new Set(bad)].slice(0, 5).join('; ')}` : ''
-    }`,
+    `${number(sent)} requests on ${number(connections)} connections, ${depths} deep ones; ${watch.summary()}`,
   );
-  claim(turns > 2, 'an honest client had every answer meanwhile', number(turns));
+  claim(watch.turns > 2, 'an honest client had every answer meanwhile', number(watch.turns));
   claim(
     handled === ran && opened === closed,
     'the tasks of every request that was handled ran once; generators ended',
