@@ -8,13 +8,25 @@
  */
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { best, FakeRequest, inChild, measure, sent, type Cost, type FakeSocket, type Listener } from './inprocess.ts';
+import {
+  best,
+  type Cost,
+  FakeRequest,
+  type FakeSocket,
+  inChild,
+  type Listener,
+  measure,
+  sent,
+} from './inprocess.ts';
 import { lastLine } from './servers/work.ts';
 
 const FILE = fileURLToPath(import.meta.url);
 const ORDER = `/order?item=${encodeURIComponent('한글')}`;
 
-export interface Core { readonly floor: Cost; readonly ours: Cost }
+export interface Core {
+  readonly floor: Cost;
+  readonly ours: Cost;
+}
 
 /** What a request costs, for both. */
 export async function core(processes = 5, batches = 6): Promise<Core> {
@@ -28,17 +40,23 @@ export async function core(processes = 5, batches = 6): Promise<Core> {
 }
 
 async function listenerOf(name: string): Promise<Listener> {
-  if (name === 'floor') return (await import('./servers/floor.ts')).listener;
+  if (name === 'floor') {
+    return (await import('./servers/floor.ts')).listener;
+  }
   return (await import('./servers/response-first.ts')).app.listener;
 }
 
 /** Throws unless the response and the last task were what they have to be. */
 function check(): void {
   const { status, head, body } = sent;
-  const headers = new Map(Array.isArray(head) ? pairs(head) : Object.entries<unknown>({ ...head as object }));
-  const seen = [status, headers.get('content-type'), headers.get('content-length'), body, lastLine()].join(' | ');
+  const entries = Array.isArray(head) ? pairs(head) : Object.entries<unknown>({ ...(head as object) });
+  const headers = new Map(entries);
+  const [type, length] = [headers.get('content-type'), headers.get('content-length')];
+  const seen = [status, type, length, body, lastLine()].join(' | ');
   const expected = '200 | application/json | 35 | {"message":"주문 완료: 한글"} | 알림 발송: 한글';
-  if (seen !== expected) throw new Error(`Expected ${expected}, got ${seen}.`);
+  if (seen !== expected) {
+    throw new Error(`Expected ${expected}, got ${seen}.`);
+  }
 }
 
 /** The pairs of a list of names and values. */
@@ -46,12 +64,14 @@ const pairs = (list: readonly unknown[]): [string, unknown][] =>
   list.flatMap((name, at): [string, unknown][] => (at % 2 === 0 ? [[String(name), list[at + 1]]] : []));
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({ options: {
-    limit: { type: 'string' },
-    processes: { type: 'string', default: '5' },
-    batches: { type: 'string', default: '6' },
-    child: { type: 'string' },
-  } });
+  const { values } = parseArgs({
+    options: {
+      limit: { type: 'string' },
+      processes: { type: 'string', default: '5' },
+      batches: { type: 'string', default: '6' },
+      child: { type: 'string' },
+    },
+  });
   const batches = Number(values.batches);
   if (values.child) {
     const listener = await listenerOf(values.child);
@@ -63,9 +83,17 @@ async function main(): Promise<void> {
   const how = process.execArgv.some((flag) => flag.includes('tsx')) ? 'under tsx' : 'types stripped';
   console.log(`ns a request, node ${process.versions.node}, ${how}`);
   console.log(columns('', 'floor', 'ours', 'more', 'ratio'));
-  for (const [name, key] of [['CPU', 'cpu'], ['clock', 'clock']] as const) {
-    console.log(columns(name, ...[floor[key], ours[key], ours[key] - floor[key]].map((ns) => ns.toFixed(0)),
-      (ours[key] / floor[key]).toFixed(2)));
+  for (const [name, key] of [
+    ['CPU', 'cpu'],
+    ['clock', 'clock'],
+  ] as const) {
+    console.log(
+      columns(
+        name,
+        ...[floor[key], ours[key], ours[key] - floor[key]].map((ns) => ns.toFixed(0)),
+        (ours[key] / floor[key]).toFixed(2),
+      ),
+    );
   }
   if (ours.cpu / floor.cpu > limit) {
     console.error(`Expected a ratio of at most ${limit}.`);
@@ -75,4 +103,6 @@ async function main(): Promise<void> {
 
 const columns = (...cells: string[]): string => cells.map((cell) => cell.padStart(7)).join('');
 
-if (process.argv[1] === FILE) await main();
+if (process.argv[1] === FILE) {
+  await main();
+}

@@ -15,9 +15,15 @@ export class FakeSocket extends EventEmitter {
   readonly destroyed = false;
   readonly writable = true;
   readonly writableLength = 0;
-  destroy(): void { throw new Error('Expected the socket to be kept.'); }
-  destroySoon(): void { this.destroy(); }
-  setTimeout(): this { return this; }
+  destroy(): void {
+    throw new Error('Expected the socket to be kept.');
+  }
+  destroySoon(): void {
+    this.destroy();
+  }
+  setTimeout(): this {
+    return this;
+  }
 }
 
 /** A POST without a body. */
@@ -37,15 +43,25 @@ export class FakeRequest extends EventEmitter {
     this.url = url;
     this.socket = socket;
   }
-  resume(): this { return this; }
+  resume(): this {
+    return this;
+  }
 }
 
 /** A POST with a body of JSON, in chunks as they come from the network: Node's own class, without its parser. */
 export function requestWithBody(url: string, body: Buffer, socket: FakeSocket): IncomingMessage {
   const req = new IncomingMessage(socket as never);
   const headers = { 'content-type': 'application/json', 'content-length': `${body.length}` };
-  Object.assign(req, { method: 'POST', url, headers, rawHeaders: Object.entries(headers).flat(), complete: true });
-  for (let at = 0; at < body.length; at += 65_536) req.push(body.subarray(at, at + 65_536));
+  Object.assign(req, {
+    method: 'POST',
+    url,
+    headers,
+    rawHeaders: Object.entries(headers).flat(),
+    complete: true,
+  });
+  for (let at = 0; at < body.length; at += 65_536) {
+    req.push(body.subarray(at, at + 65_536));
+  }
   req.push(null);
   return req;
 }
@@ -80,7 +96,9 @@ class FakeResponse extends EventEmitter {
     process.nextTick(finish, this);
     return this;
   }
-  setTimeout(): this { return this; }
+  setTimeout(): this {
+    return this;
+  }
 }
 
 function finish(res: FakeResponse): void {
@@ -100,7 +118,10 @@ export interface Subject {
 }
 
 /** The ns of a request: of all threads by the CPU's time, which other processes hardly change, and by the clock. */
-export interface Cost { readonly cpu: number; readonly clock: number }
+export interface Cost {
+  readonly cpu: number;
+  readonly clock: number;
+}
 
 export const best = (costs: readonly Cost[]): Cost => ({
   cpu: Math.round(Math.min(...costs.map(({ cpu }) => cpu))),
@@ -108,7 +129,11 @@ export const best = (costs: readonly Cost[]): Cost => ({
 });
 
 /** What a request costs, over `requests` of them; every task must have run. */
-async function run({ listener, request, tasks }: Subject, requests: number, sockets: FakeSocket[]): Promise<Cost> {
+async function run(
+  { listener, request, tasks }: Subject,
+  requests: number,
+  sockets: FakeSocket[],
+): Promise<Cost> {
   const target = counts.executed + tasks * requests;
   const before = process.cpuUsage();
   const begin = process.hrtime.bigint();
@@ -120,11 +145,15 @@ async function run({ listener, request, tasks }: Subject, requests: number, sock
     await new Promise(setImmediate);
     await new Promise(setImmediate);
   }
-  for (let turn = 0; counts.executed < target && turn < 100_000; turn += 1) await new Promise(setImmediate);
+  for (let turn = 0; counts.executed < target && turn < 100_000; turn += 1) {
+    await new Promise(setImmediate);
+  }
   const clock = Number(process.hrtime.bigint() - begin) / requests;
   const { user, system } = process.cpuUsage(before);
-  if (counts.executed !== target) throw new Error(`Expected ${target} tasks to have run, got ${counts.executed}.`);
-  return { cpu: (user + system) * 1_000 / requests, clock };
+  if (counts.executed !== target) {
+    throw new Error(`Expected ${target} tasks to have run, got ${counts.executed}.`);
+  }
+  return { cpu: ((user + system) * 1_000) / requests, clock };
 }
 
 /** In a process of its own: the best of `batches`, after as many to warm up. Prints it. */
@@ -132,18 +161,30 @@ export async function measure(subject: Subject, batches: number, check: () => vo
   const sockets = Array.from({ length: subject.connections }, () => new FakeSocket());
   await run(subject, 1, sockets);
   check();
-  for (let round = 0; round < batches; round += 1) await run(subject, Math.ceil(subject.batch / 4), sockets);
+  for (let round = 0; round < batches; round += 1) {
+    await run(subject, Math.ceil(subject.batch / 4), sockets);
+  }
   const costs: Cost[] = [];
-  while (costs.length < batches) costs.push(await run(subject, subject.batch, sockets));
-  const listeners = sockets.flatMap((socket) => socket.eventNames().map((event) => socket.listenerCount(event)));
-  if (Math.max(0, ...listeners) > 3) throw new Error(`Expected a socket's listeners not to grow, got ${listeners}.`);
+  while (costs.length < batches) {
+    costs.push(await run(subject, subject.batch, sockets));
+  }
+  const listeners = sockets.flatMap((socket) =>
+    socket.eventNames().map((event) => socket.listenerCount(event)),
+  );
+  if (Math.max(0, ...listeners) > 3) {
+    throw new Error(`Expected a socket's listeners not to grow, got ${listeners}.`);
+  }
   console.log(JSON.stringify(best(costs)));
 }
 
 /** Runs `file` with `args` under this Node, and gives what it prints. */
 export async function inChild(file: string, ...args: string[]): Promise<Cost> {
-  const child = spawn(process.execPath, [...process.execArgv, file, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, [...process.execArgv, file, ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
   const [output, [code]] = await Promise.all([text(child.stdout), once(child, 'close')]);
-  if (code !== 0) throw new Error(`Expected ${args.join(' ')} to exit with 0, got ${code}.`);
+  if (code !== 0) {
+    throw new Error(`Expected ${args.join(' ')} to exit with 0, got ${code}.`);
+  }
   return JSON.parse(output) as Cost;
 }

@@ -25,7 +25,9 @@ export async function runTasks(item: string): Promise<void> {
   for (const task of TASKS) {
     try {
       const pending: unknown = record(`${task}: ${item}`);
-      if (typeof (pending as PromiseLike<unknown> | undefined)?.then === 'function') await pending;
+      if (typeof (pending as PromiseLike<unknown> | undefined)?.then === 'function') {
+        await pending;
+      }
     } catch (error) {
       console.error(error);
     }
@@ -33,4 +35,4 @@ export async function runTasks(item: string): Promise<void> {
 }
 
 /** Where a server listens: `PORT`, on the loopback interface. */
-export const address = { host: '127.0.0.1', port: Number(process.env['PORT'] ?? 9000) };
+export const address = { host: '127.0.0.1', port: Number(process.env.PORT ?? 9000) };
