@@ -3,24 +3,34 @@
  *
  *     node test/bench/core.ts               prints both, the difference and the ratio (Node 22.18 or later)
  *     node test/bench/core.ts --limit 2.0   exits with 1 where the ratio, of the CPU's time, is higher
+ *     node test/bench/core.ts --against DIR --processes 15
+ *                                           beside it the server.ts of another checkout, made by `git worktree add`
  *
- * Each figure is the best of several processes, which alternate; each process measures one of the two.
+ * Each process measures one subject, and they alternate. The table has the best of the processes; the ratios below it
+ * are of one round each.
  */
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import {
+  alternating,
   best,
   type Cost,
   FakeRequest,
   type FakeSocket,
+  HERE,
   inChild,
   type Listener,
   measure,
+  productOf,
+  ratioInWords,
+  ratios,
   sent,
 } from './inprocess.ts';
 import { lastLine } from './servers/work.ts';
 
 const FILE = fileURLToPath(import.meta.url);
+const PROCESSES = 5;
+const BATCHES = '6';
 const ORDER = `/order?item=${encodeURIComponent('한글')}`;
 
 export interface Core {
@@ -28,22 +38,27 @@ export interface Core {
   readonly ours: Cost;
 }
 
-/** What a request costs, for both. */
-export async function core(processes = 5, batches = 6): Promise<Core> {
-  const floor: Cost[] = [];
-  const ours: Cost[] = [];
-  for (let round = 0; round < processes; round += 1) {
-    floor.push(await inChild(FILE, '--child', 'floor', '--batches', `${batches}`));
-    ours.push(await inChild(FILE, '--child', 'ours', '--batches', `${batches}`));
-  }
+/** What a request costs, in each round: the floor, then the server.ts of each checkout. */
+function rounds(processes: number, batches: string, checkouts: readonly string[]): Promise<Cost[][]> {
+  const child = (...subject: string[]) => inChild(FILE, '--batches', batches, '--child', ...subject);
+  return alternating(processes, [
+    () => child('floor'),
+    ...checkouts.map((checkout) => () => child('ours', '--checkout', checkout)),
+  ]);
+}
+
+/** What a request costs at best, for both. */
+export async function core(): Promise<Core> {
+  const [floor = [], ours = []] = await rounds(PROCESSES, BATCHES, [HERE]);
   return { floor: best(floor), ours: best(ours) };
 }
 
-async function listenerOf(name: string): Promise<Listener> {
+async function listenerOf(name: string, checkout: string): Promise<Listener> {
   if (name === 'floor') {
     return (await import('./servers/floor.ts')).listener;
   }
-  return (await import('./servers/response-first.ts')).app.listener;
+  const { appOf } = await import('./servers/response-first.ts');
+  return appOf(await productOf(checkout)).listener;
 }
 
 /** Throws unless the response and the last task were what they have to be. */
@@ -63,39 +78,50 @@ function check(): void {
 const pairs = (list: readonly unknown[]): [string, unknown][] =>
   list.flatMap((name, at): [string, unknown][] => (at % 2 === 0 ? [[String(name), list[at + 1]]] : []));
 
+/** Prints the best of each, and the ratios of the rounds. */
+function print(names: readonly string[], [floor = [], ...others]: readonly Cost[][]): void {
+  const how = process.execArgv.some((flag) => flag.includes('tsx')) ? 'under tsx' : 'types stripped';
+  console.log(`ns a request, node ${process.versions.node}, ${how}`);
+  others.forEach((costs, at) => {
+    const [raw, own] = [best(floor), best(costs)];
+    console.log(columns('', 'floor', names[at] ?? '', 'more', 'ratio'));
+    for (const [name, key] of [
+      ['CPU', 'cpu'],
+      ['clock', 'clock'],
+    ] as const) {
+      const figures = [raw[key], own[key], own[key] - raw[key]].map((ns) => ns.toFixed(0));
+      console.log(columns(name, ...figures, (own[key] / raw[key]).toFixed(2)));
+    }
+  });
+  console.log(`CPU / floor, round by round: the median and the range of ${floor.length}`);
+  others.forEach((costs, at) => {
+    console.log(`${columns(names[at] ?? '')}  ${ratioInWords(ratios(costs, floor))}`);
+  });
+}
+
 async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
       limit: { type: 'string' },
-      processes: { type: 'string', default: '5' },
-      batches: { type: 'string', default: '6' },
+      against: { type: 'string' },
+      processes: { type: 'string', default: `${PROCESSES}` },
+      batches: { type: 'string', default: BATCHES },
       child: { type: 'string' },
+      checkout: { type: 'string', default: HERE },
     },
   });
-  const batches = Number(values.batches);
   if (values.child) {
-    const listener = await listenerOf(values.child);
+    const listener = await listenerOf(values.child, values.checkout);
     const request = (socket: FakeSocket): FakeRequest => new FakeRequest(ORDER, socket);
-    return measure({ listener, request, tasks: 3, connections: 32, batch: 40_000 }, batches, check);
+    const subject = { listener, request, tasks: 3, connections: 32, batch: 40_000 };
+    return measure(subject, Number(values.batches), check);
   }
+  const there = values.against === undefined ? [] : [values.against];
+  const costs = await rounds(Number(values.processes), values.batches, [HERE, ...there]);
+  print(['ours', 'there'], costs);
+  const [floor = [], ours = []] = costs;
   const limit = Number(values.limit ?? Infinity);
-  const { floor, ours } = await core(Number(values.processes), batches);
-  const how = process.execArgv.some((flag) => flag.includes('tsx')) ? 'under tsx' : 'types stripped';
-  console.log(`ns a request, node ${process.versions.node}, ${how}`);
-  console.log(columns('', 'floor', 'ours', 'more', 'ratio'));
-  for (const [name, key] of [
-    ['CPU', 'cpu'],
-    ['clock', 'clock'],
-  ] as const) {
-    console.log(
-      columns(
-        name,
-        ...[floor[key], ours[key], ours[key] - floor[key]].map((ns) => ns.toFixed(0)),
-        (ours[key] / floor[key]).toFixed(2),
-      ),
-    );
-  }
-  if (ours.cpu / floor.cpu > limit) {
+  if (best(ours).cpu / best(floor).cpu > limit) {
     console.error(`Expected a ratio of at most ${limit}.`);
     process.exitCode = 1;
   }

@@ -2,8 +2,26 @@
 import { spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import { IncomingMessage, type ServerResponse } from 'node:http';
+import path from 'node:path';
 import { text } from 'node:stream/consumers';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { type Spread, spread } from './result.ts';
 import { counts } from './servers/work.ts';
+
+/** What server.ts exports: the whole of what is measured. */
+export type Product = typeof import('../../server.ts');
+
+/** This checkout of the repository. */
+export const HERE = fileURLToPath(new URL('../..', import.meta.url));
+
+/**
+ * What the server.ts of a checkout exports. Only that is taken from there: the requests, the clock, the apps and the
+ * floor are this checkout's for both, so that nothing else can make the difference.
+ */
+export async function productOf(checkout: string): Promise<Product> {
+  const file = pathToFileURL(path.resolve(checkout, 'server.ts'));
+  return (await import(file.href)) as Product;
+}
 
 export type Listener = (req: IncomingMessage, res: ServerResponse) => void;
 
@@ -176,6 +194,28 @@ export async function measure(subject: Subject, batches: number, check: () => vo
   }
   console.log(JSON.stringify(best(costs)));
 }
+
+/** What each subject costs in each round. They alternate, and every round starts with another one. */
+export async function alternating(
+  rounds: number,
+  subjects: readonly (() => Promise<Cost>)[],
+): Promise<Cost[][]> {
+  const series = subjects.map((measureOnce) => ({ measureOnce, costs: [] as Cost[] }));
+  for (let round = 0; round < rounds; round += 1) {
+    const first = round % series.length;
+    for (const { measureOnce, costs } of [...series.slice(first), ...series.slice(0, first)]) {
+      costs.push(await measureOnce());
+    }
+  }
+  return series.map(({ costs }) => costs);
+}
+
+/** What `costs` are of the floor's, round by round, by the CPU's time: the median and the range. */
+export const ratios = (costs: readonly Cost[], floor: readonly Cost[]): Spread =>
+  spread(costs.map(({ cpu }, round) => cpu / (floor[round]?.cpu ?? NaN)));
+
+export const ratioInWords = ({ median, min, max }: Spread): string =>
+  `${median.toFixed(2)} (${min.toFixed(2)} to ${max.toFixed(2)})`;
 
 /** Runs `file` with `args` under this Node, and gives what it prints. */
 export async function inChild(file: string, ...args: string[]): Promise<Cost> {
