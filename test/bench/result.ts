@@ -50,6 +50,8 @@ export interface Result {
 export const FLOOR = 'raw node:http';
 export const CONTROL = 'raw node:http (control)';
 export const OURS = 'response-first';
+/** The same as the floor, by Deno's own server. */
+export const DENO_SERVE = 'Deno.serve';
 
 export const RESULT = new URL('result.json', import.meta.url);
 export const CHART = new URL('chart.svg', import.meta.url);

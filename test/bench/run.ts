@@ -31,7 +31,6 @@ import {
   control,
   FLOOR,
   type Machine,
-  OURS,
   RESULT,
   type Result,
   type Row,
@@ -39,103 +38,24 @@ import {
   serialised,
   serverTable,
 } from './result.ts';
+import {
+  type Environment,
+  FOLDER,
+  installPackages,
+  installPython,
+  isPython,
+  type Server,
+  servers,
+  versionIn,
+  versions,
+} from './servers.ts';
 
-const HERE = fileURLToPath(new URL('.', import.meta.url));
 const README = new URL('../../README.md', import.meta.url);
 const FEWEST_ROUNDS = 6;
 const CONNECTIONS = 16;
 const SERVER_CORE = '0';
 const CLIENT_CORE = '1';
 const WARM_UP = 0.4; // of the time of the measurement
-
-interface Server {
-  readonly name: string;
-  /** Whose versions the table names, as package managers call them. */
-  readonly packages: readonly string[];
-  readonly command: readonly string[];
-  readonly env?: Environment;
-}
-type Environment = Readonly<Record<string, string>>;
-
-const node = (file: string, ...flags: string[]): string[] => [
-  process.execPath,
-  ...flags,
-  `servers/${file}.ts`,
-];
-const uvicorn = [
-  '.venv/bin/uvicorn',
-  'fastapi_app:app',
-  '--app-dir',
-  'servers',
-  '--log-level',
-  'warning',
-  '--port',
-];
-
-/** The two floors stand apart, so that a machine that slows down shows in their ratio. */
-const SERVERS: readonly Server[] = [
-  { name: FLOOR, packages: ['node'], command: node('floor') },
-  { name: OURS, packages: ['node'], command: node('response-first') },
-  { name: 'polka', packages: ['polka'], command: node('polka') },
-  { name: 'Fastify', packages: ['fastify'], command: node('fastify') },
-  { name: 'h3', packages: ['h3', 'srvx'], command: node('h3') },
-  { name: 'Koa', packages: ['koa', '@koa/router'], command: node('koa') },
-  { name: CONTROL, packages: ['node'], command: node('floor') },
-  { name: `${OURS} (tsx)`, packages: ['node', 'tsx'], command: node('response-first', '--import', 'tsx') },
-  { name: 'Hono', packages: ['hono', '@hono/node-server'], command: node('hono') },
-  { name: 'Express', packages: ['express'], command: node('express') },
-  {
-    name: 'FastAPI (async tasks)',
-    packages: ['fastapi', 'uvicorn'],
-    command: uvicorn,
-    env: { TASK_KIND: 'async' },
-  },
-  {
-    name: 'FastAPI (sync tasks)',
-    packages: ['fastapi', 'uvicorn'],
-    command: uvicorn,
-    env: { TASK_KIND: 'sync' },
-  },
-];
-const isPython = ({ packages }: Server): boolean => packages.includes('fastapi');
-
-const read = <T>(file: string): T => JSON.parse(readFileSync(`${HERE}${file}`, 'utf8')) as T;
-const versionIn = (folder: string, name: string): string | undefined =>
-  existsSync(`${HERE}${folder}/${name}/package.json`)
-    ? read<{ version: string }>(`${folder}/${name}/package.json`).version
-    : undefined;
-
-/** Installs what is not there yet, or not in the version that is pinned. */
-function install(servers: readonly Server[]): void {
-  const { dependencies } = read<{ dependencies: Record<string, string> }>('package.json');
-  if (Object.entries(dependencies).some(([name, version]) => versionIn('node_modules', name) !== version)) {
-    execFileSync('npm', ['ci', '--no-audit', '--no-fund'], { cwd: HERE, stdio: 'inherit' });
-  }
-  const [marker, pinned] = [`${HERE}.venv/installed`, readFileSync(`${HERE}requirements.txt`, 'utf8')];
-  if (!servers.some(isPython) || (existsSync(marker) && readFileSync(marker, 'utf8') === pinned)) {
-    return;
-  }
-  const pip = ['install', '--quiet', '--disable-pip-version-check', '-r', 'requirements.txt'];
-  execFileSync('python3', ['-m', 'venv', '.venv'], { cwd: HERE, stdio: 'inherit' });
-  execFileSync('.venv/bin/pip', pip, { cwd: HERE, stdio: 'inherit' });
-  writeFileSync(marker, pinned);
-}
-
-function versions(server: Server): string {
-  return server.packages
-    .map((name) => {
-      if (name === 'node') {
-        return `node ${process.versions.node}`;
-      }
-      if (!isPython(server)) {
-        return `${name} ${versionIn('node_modules', name) ?? versionIn('../../node_modules', name)}`;
-      }
-      const program = `from importlib.metadata import version; print(version("${name}"))`;
-      const version = execFileSync('.venv/bin/python', ['-c', program], { cwd: HERE, encoding: 'utf8' });
-      return `${name} ${version.trim()}`;
-    })
-    .join(', ');
-}
 
 const wrk = spawnable('wrk');
 function spawnable(program: string): boolean {
@@ -209,7 +129,7 @@ const children = new Set<ChildProcess>();
 
 function started(command: readonly string[], env: Environment, stdout: 'pipe' | 'ignore'): ChildProcess {
   const [program = '', ...args] = command;
-  const options = { cwd: HERE, env: { ...process.env, ...env } };
+  const options = { cwd: FOLDER, env: { ...process.env, ...env } };
   const child = spawn(program, args, { ...options, stdio: ['ignore', stdout, 'inherit'] });
   children.add(child);
   return child.once('exit', () => children.delete(child));
@@ -312,11 +232,11 @@ async function measure(server: Server, seconds: number): Promise<Sample> {
 }
 
 /** Each server once a round; every round starts further on in the list. */
-async function onTheWire(servers: readonly Server[], rounds: number, seconds: number): Promise<Row[]> {
-  const samples = new Map(servers.map(({ name }) => [name, [] as Sample[]]));
+async function onTheWire(meant: readonly Server[], rounds: number, seconds: number): Promise<Row[]> {
+  const samples = new Map(meant.map(({ name }) => [name, [] as Sample[]]));
   for (let round = 0; round < rounds; round += 1) {
-    const first = Math.floor((round * servers.length) / rounds);
-    for (const server of [...servers.slice(first), ...servers.slice(0, first)]) {
+    const first = Math.floor((round * meant.length) / rounds);
+    for (const server of [...meant.slice(first), ...meant.slice(0, first)]) {
       const sample = await measure(server, seconds);
       samples.get(server.name)?.push(sample);
       const { requests, p99, cpu, steal } = sample;
@@ -325,7 +245,7 @@ async function onTheWire(servers: readonly Server[], rounds: number, seconds: nu
       console.error(`${which} ${rate}/s, ${cpu} µs, p99 ${p99} ms, steal ${steal} %`);
     }
   }
-  return servers.map((server) => ({
+  return meant.map((server) => ({
     name: server.name,
     version: versions(server),
     samples: samples.get(server.name) ?? [],
@@ -337,6 +257,19 @@ function writePages(result: Result | undefined): void {
     writeFileSync(CHART, chart(result));
   }
   writeFileSync(README, withPart(readFileSync(README, 'utf8'), 'bench', benchPart(result)));
+}
+
+/** All servers, or both floors and those whose names begin so. */
+function chosen(only: readonly string[] | undefined): readonly Server[] {
+  const all = servers();
+  const isMeant = ({ name }: Server, start: string): boolean =>
+    name.toLowerCase().startsWith(start.toLowerCase());
+  const unknown = only?.find((start) => !all.some((server) => isMeant(server, start)));
+  if (unknown !== undefined) {
+    throw new Error(`Expected one of ${all.map(({ name }) => name).join(', ')}, got ${unknown}.`);
+  }
+  const starts = [FLOOR, CONTROL, ...(only ?? [''])];
+  return all.filter((server) => starts.some((start) => isMeant(server, start)));
 }
 
 async function main(): Promise<void> {
@@ -355,23 +288,18 @@ async function main(): Promise<void> {
   if (!(rounds >= 1 && seconds >= 1)) {
     throw new Error('Expected --rounds and --seconds to be at least 1.');
   }
-  const isMeant = (server: Server, start: string): boolean =>
-    server.name.toLowerCase().startsWith(start.toLowerCase());
-  const unknown = only?.find((start) => !SERVERS.some((server) => isMeant(server, start)));
-  if (unknown) {
-    throw new Error(`Expected one of ${SERVERS.map(({ name }) => name).join(', ')}, got ${unknown}.`);
-  }
   if (os.availableParallelism() < 2 || !spawnable('taskset')) {
     throw new Error('Expected two cores, and taskset.');
   }
   if (!Reflect.get(process.features, 'typescript')) {
     throw new Error('Expected Node 22.18 or later.');
   }
-  const servers = SERVERS.filter((server) =>
-    [FLOOR, CONTROL, ...(only ?? [''])].some((start) => isMeant(server, start)),
-  );
-  install(servers);
-  const rows = await onTheWire(servers, rounds, seconds);
+  installPackages();
+  const meant = chosen(only);
+  if (meant.some(isPython)) {
+    installPython();
+  }
+  const rows = await onTheWire(meant, rounds, seconds);
   const { median, min, max, valid } = control(rows);
   console.log(`control/raw ${median.toFixed(3)} (${min.toFixed(3)} to ${max.toFixed(3)})`);
   if (!valid) {
