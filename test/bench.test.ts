@@ -3,12 +3,14 @@ import assert from 'node:assert/strict';
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
 import { chart } from './bench/chart.ts';
+import { alternating, ratioInWords, ratios } from './bench/inprocess.ts';
 import {
   benchPart,
   CHART,
   CONTROL,
   committed,
   control,
+  DENO_SERVE,
   FLOOR,
   lines,
   OURS,
@@ -19,10 +21,14 @@ import {
   serialised,
   serverTable,
 } from './bench/result.ts';
+import { servers } from './bench/servers.ts';
 import { withPart } from './conformance/matrix.ts';
 
 const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8');
 const result = committed();
+
+/** The servers that joined after the committed result was made. */
+const NEWER: readonly string[] = [DENO_SERVE, 'Elysia (Bun)', `${OURS} (Bun)`, `${OURS} (Deno)`];
 
 const sample = (rate: number): Sample => ({
   requests: rate * 4,
@@ -78,10 +84,15 @@ test('the committed result is of a valid run of all servers, six rounds or more'
   assert.deepEqual(Object.keys(result).sort(), Object.keys(made).sort());
   assert.deepEqual(Object.keys(result.machine).sort(), Object.keys(made.machine).sort());
   assert.ok(control(result.servers).valid);
-  const names = result.servers.map(({ name }) => name.replace(/ \((?!control).*/, ''));
+  const names = result.servers.map(({ name }) => name);
+  const known = servers().map(({ name }) => name);
   assert.deepEqual(
-    [...new Set(names)].sort(),
-    ['Express', 'FastAPI', 'Fastify', 'Hono', 'Koa', 'h3', 'polka', FLOOR, CONTROL, OURS].sort(),
+    names.filter((name) => !known.includes(name)),
+    [],
+  );
+  assert.deepEqual(
+    known.filter((name) => !names.includes(name) && !NEWER.includes(name)),
+    [],
   );
   for (const { name, version, samples } of result.servers) {
     assert.match(version, /\d/, name);
@@ -158,6 +169,58 @@ test('the part of the README names the machine, the command, the noise and how t
     '| 10 | 1,000 | 2,000 | 2.00 | 200 |',
   ]) {
     assert.ok(part.includes(each), `${each} in ${part}`);
+  }
+});
+
+test('the part of the README says what Deno.serve is, where it is in the table', () => {
+  const withDeno = { ...made, servers: [...made.servers, row(DENO_SERVE, 200, 200, 200)] };
+  const sentence = '`Deno.serve` is, like raw, a program for this one route';
+  assert.ok(benchPart(withDeno).includes(sentence));
+  assert.ok(!benchPart(made).includes(sentence));
+});
+
+describe('rounds in process', () => {
+  const cost = (cpu: number) => ({ cpu, clock: 2 * cpu });
+
+  test('alternate between the subjects, and each starts with another one', async () => {
+    const order: string[] = [];
+    const subject = (name: string, cpu: number) => async () => {
+      order.push(name);
+      return cost(cpu);
+    };
+    const costs = await alternating(3, [subject('a', 1), subject('b', 2)]);
+    assert.equal(order.join(' '), 'a b b a a b');
+    assert.deepEqual(
+      costs.map((each) => each.map(({ cpu }) => cpu)),
+      [
+        [1, 1, 1],
+        [2, 2, 2],
+      ],
+    );
+  });
+
+  test('give a ratio each, to the floor of the same round', () => {
+    const found = ratios([15, 40, 18].map(cost), [10, 20, 10].map(cost));
+    assert.deepEqual(found, { median: 1.8, min: 1.5, max: 2 });
+    assert.equal(ratioInWords(found), '1.80 (1.50 to 2.00)');
+  });
+});
+
+test('every server of the benchmark has its own name, and packages whose versions can be named', () => {
+  const all = servers();
+  assert.equal(new Set(all.map(({ name }) => name)).size, all.length);
+  const read = (name: string): string => readFileSync(new URL(name, import.meta.url), 'utf8');
+  const locked = ['bench/package-lock.json', '../package-lock.json'].flatMap((name) => {
+    const lock = JSON.parse(read(name)) as { packages: Record<string, object> };
+    return Object.keys(lock.packages).map((folder) => folder.replace('node_modules/', ''));
+  });
+  const required = read('bench/requirements.txt').match(/^\w+/gm) ?? [];
+  const pinned = ['node', ...locked, ...required];
+  for (const { name, packages } of all) {
+    assert.ok(packages.length > 0, name);
+    for (const each of packages) {
+      assert.ok(pinned.includes(each), `${each} of ${name}`);
+    }
   }
 });
 

@@ -1,13 +1,13 @@
 /**
- * What the listener costs in process: ns a request with a fake request and response, against the floor's own code.
+ * What the listener costs in process: ns a request with a fake request and response, against the floor's own.
  *
- *     node test/bench/core.ts               prints both, the difference and the ratio (Node 22.18 or later)
- *     node test/bench/core.ts --limit 2.0   exits with 1 where the ratio, of the CPU's time, is higher
- *     node test/bench/core.ts --against DIR --processes 15
- *                                           beside it the server.ts of another checkout, made by `git worktree add`
+ *     node test/bench/core.ts                   prints both, the difference and the ratio (Node 22.18+)
+ *     node test/bench/core.ts --limit 2.0       exits with 1 where the ratio, of the CPU's time, is higher
+ *     node test/bench/core.ts --against DIR     beside another checkout's server.ts (`git worktree add`)
+ *     node test/bench/core.ts --processes 15    more rounds
  *
- * Each process measures one subject, and they alternate. The table has the best of the processes; the ratios below it
- * are of one round each.
+ * Each process measures one subject, and they alternate. The table has the best of the processes; the
+ * ratios below it are of one round each.
  */
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';

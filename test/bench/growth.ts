@@ -1,10 +1,11 @@
 /**
- * How the cost of a request grows, in process: with its tasks, the routes of the app, the levels of dependencies, and
- * its body. Each figure is the CPU time of all threads, the best of several fresh processes.
+ * How the cost of a request grows, in process: with its tasks, the routes of the app, the levels of
+ * dependencies, and its body. Each figure is the CPU time of all threads, the best of several fresh
+ * processes, which alternate.
  *
  *     node test/bench/growth.ts                 prints the tables (Node 22.18 or later)
  *     node test/bench/growth.ts --processes 1   faster, and rougher
- *     node test/bench/growth.ts --against DIR   100 tasks and the bodies only, beside the server.ts of another checkout
+ *     node test/bench/growth.ts --against DIR   100 tasks and the bodies, beside another checkout's server.ts
  */
 import type { ServerResponse } from 'node:http';
 import { fileURLToPath } from 'node:url';

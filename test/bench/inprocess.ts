@@ -15,8 +15,8 @@ export type Product = typeof import('../../server.ts');
 export const HERE = fileURLToPath(new URL('../..', import.meta.url));
 
 /**
- * What the server.ts of a checkout exports. Only that is taken from there: the requests, the clock, the apps and the
- * floor are this checkout's for both, so that nothing else can make the difference.
+ * What the server.ts of a checkout exports. Only that is taken from there: the requests, the clock, the
+ * apps and the floor are this checkout's for both, so that nothing else can make the difference.
  */
 export async function productOf(checkout: string): Promise<Product> {
   const file = pathToFileURL(path.resolve(checkout, 'server.ts'));
@@ -66,7 +66,7 @@ export class FakeRequest extends EventEmitter {
   }
 }
 
-/** A POST with a body of JSON, in chunks as they come from the network: Node's own class, without its parser. */
+/** A POST with a body of JSON, in chunks as the network gives them: Node's own class, without its parser. */
 export function requestWithBody(url: string, body: Buffer, socket: FakeSocket): IncomingMessage {
   const req = new IncomingMessage(socket as never);
   const headers = { 'content-type': 'application/json', 'content-length': `${body.length}` };
@@ -135,7 +135,7 @@ export interface Subject {
   readonly batch: number;
 }
 
-/** The ns of a request: of all threads by the CPU's time, which other processes hardly change, and by the clock. */
+/** ns a request: of all threads by the CPU's time, which other processes hardly change, and by a clock. */
 export interface Cost {
   readonly cpu: number;
   readonly clock: number;

@@ -211,6 +211,10 @@ router, checks of the input, or a stop that waits for the tasks. The others prom
 which [the matrix](#the-conformance-suite) shows and this table does not. FastAPI is in another language, and like all
 of them it can use more cores by more processes. The figures are of one machine on one day, and hold for no other.`;
 
+/** Follows where that row is in the table. */
+const DENO_CAVEAT = `
+\`Deno.serve\` is, like raw, a program for this one route: it is to ours on Deno what raw is to ours on Node.`;
+
 /** The part of the README; while no valid run is committed, the sentence that says so. */
 export function benchPart(result: Result | undefined): string {
   if (!result) {
@@ -244,7 +248,7 @@ ${steal.toFixed(1)} % of a measurement. Each server had run exactly three tasks 
 In process, without a network, a request costs ${whole(ours.cpu)} ns of the CPU, raw ${whole(floor.cpu)} ns:
 ${quotient({ floor: floor.cpu, ours: ours.cpu })} × (\`npm run bench:core\`).
 
-${CAVEAT}
+${CAVEAT}${servers.some(({ name }) => name === DENO_SERVE) ? DENO_CAVEAT : ''}
 
 <details><summary>How the cost grows, in process (<code>node test/bench/growth.ts</code>)</summary>
 

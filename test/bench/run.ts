@@ -1,14 +1,16 @@
 /**
- * The benchmark on the wire, then in process: what each server makes of the same work, against raw `node:http`.
+ * The benchmark on the wire, then in process: what each server makes of the same work, against raw
+ * `node:http`.
  *
- *     npm run bench                                   all servers; writes result.json, chart.svg and the README's part
- *     npm run bench -- --only polka,fastapi           those whose names begin so, and both floors; writes nothing
- *     npm run bench -- --rounds 2 --seconds 1         shorter; fewer than six rounds write nothing
- *     npm run bench -- --tables                       the chart and the README's part only, from result.json
+ *     npm run bench                             all servers; writes result.json, chart.svg, the README's part
+ *     npm run bench -- --only polka,fastapi     those whose names begin so, and both floors; writes nothing
+ *     npm run bench -- --rounds 2 --seconds 1   shorter; fewer than six rounds write nothing
+ *     npm run bench -- --tables                 the chart and the README's part only, from result.json
  *
- * Needs Linux, two cores and taskset; takes Debian's wrk where it is, else autocannon. A fresh process for each
- * measurement, the server on core 0 and the client on core 1; the order rotates. Where the control, the same program
- * as the floor, differs from it by more than 3 %, the machine was not quiet: no ranking, nothing written, exit code 1.
+ * Needs Linux, two cores and taskset; takes Debian's wrk where it is, else autocannon. A fresh process for
+ * each measurement, the server on core 0 and the client on core 1; the order rotates. Where the control,
+ * the same program as the floor, differs from it by more than 3 %, the machine was not quiet: no ranking,
+ * nothing written, exit code 1.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -167,7 +169,10 @@ async function ready(url: string, name: string, child: ChildProcess): Promise<vo
   }
 }
 
-/** Waits until nothing changes any more. @throws Error unless three tasks were executed for every request answered. */
+/**
+ * Waits until nothing changes any more.
+ * @throws Error unless three tasks were executed for every request answered.
+ */
 async function idle(url: string, name: string): Promise<Counts> {
   let before = await countsOf(url);
   for (const deadline = performance.now() + 10_000; performance.now() < deadline; ) {
@@ -185,7 +190,8 @@ const TICKS_PER_SECOND = Number(execFileSync('getconf', ['CLK_TCK'], { encoding:
 
 /** What the process has had of the CPU, in µs. */
 function cpuOf({ pid }: ChildProcess): number {
-  const afterTheName = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) /, ''); // a name may have spaces
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  const afterTheName = stat.replace(/^.*\) /, ''); // which may have spaces
   const fields = afterTheName.split(' ');
   const [userTime, systemTime] = [Number(fields[11]), Number(fields[12])];
   return ((userTime + systemTime) / TICKS_PER_SECOND) * 1e6;
@@ -193,7 +199,8 @@ function cpuOf({ pid }: ChildProcess): number {
 
 function timeOfAllCores(): { steal: number; total: number } {
   const [line = ''] = readFileSync('/proc/stat', 'utf8').split('\n', 1);
-  const ticks = line.trim().split(/\s+/).slice(1, 9).map(Number); // user nice system idle iowait irq softirq steal
+  // user nice system idle iowait irq softirq steal
+  const ticks = line.trim().split(/\s+/).slice(1, 9).map(Number);
   return { steal: ticks[7] ?? 0, total: ticks.reduce((sum, each) => sum + each, 0) };
 }
 
@@ -202,7 +209,8 @@ async function measure(server: Server, seconds: number): Promise<Sample> {
   const url = `http://127.0.0.1:${port}`;
   const command = isPython(server) ? [...server.command, `${port}`] : server.command;
   const env = { ...server.env, PORT: `${port}`, NODE_ENV: 'production', PYTHONDONTWRITEBYTECODE: '1' };
-  const child = started(['taskset', '-c', SERVER_CORE, ...command], env, 'ignore'); // taskset becomes the server
+  // taskset becomes the server
+  const child = started(['taskset', '-c', SERVER_CORE, ...command], env, 'ignore');
   try {
     await ready(url, server.name, child);
     const target = `${url}/order?item=${encodeURIComponent('한글')}`;

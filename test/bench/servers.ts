@@ -28,7 +28,7 @@ const node = (file: string, ...flags: string[]): string[] => [
 const DENO = `node_modules/@deno/linux-${process.arch}-glibc/deno`;
 const deno = (file: string): string[] => [DENO, 'run', '--allow-all', '--no-lock', `servers/${file}.ts`];
 
-/** The npm package `bun` moves its program here when its install script runs, which npm may be told not to do. */
+/** The npm package `bun` moves its program here when its install script runs, which is not always. */
 const MOVED_BUN = 'node_modules/bun/bin/bun.exe';
 const bun = (file: string): string[] => {
   const unmoved = `node_modules/@oven/bun-linux-${process.arch === 'arm64' ? 'aarch64' : 'x64'}/bin/bun`;
@@ -45,7 +45,10 @@ const uvicorn = [
   '--port',
 ];
 
-/** All servers, once what they need is installed. The two floors stand apart: a machine that slows down shows. */
+/**
+ * All servers, once what they need is installed. The two floors stand apart, so that a machine that slows
+ * down shows in their ratio.
+ */
 export const servers = (): readonly Server[] => [
   { name: FLOOR, packages: ['node'], command: node('floor') },
   { name: OURS, packages: ['node'], command: node('response-first') },

@@ -1,4 +1,4 @@
-/** The work that every server does for `POST /order?item=…`: three small tasks after the response, each counted. */
+/** What every server does for `POST /order?item=…`: three small tasks after the response, each counted. */
 export const TASKS = ['주문 확인', '재고 차감', '알림 발송'] as const;
 
 /** What `GET /counts` answers: the orders that were answered, and the tasks that were executed. */
