@@ -22,7 +22,7 @@ import {
   serverTable,
 } from './bench/result.ts';
 import { servers } from './bench/servers.ts';
-import { withPart } from './conformance/matrix.ts';
+import { withPart } from './suite/matrix.ts';
 
 const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8');
 const result = committed();
