@@ -5,7 +5,6 @@ import { describe } from 'node:test';
 import {
   backgroundTasks,
   body,
-  createApp,
   depends,
   get,
   path,
@@ -19,7 +18,6 @@ import {
   bodies,
   fence,
   firstAndThen,
-  foreign,
   GET,
   gone,
   Journal,
