@@ -33,7 +33,10 @@ describe('the commands', () => {
     const files = ['test/a.test.ts', 'test/suite/b.test.ts', 'test/c/c.test.ts', 'test/d/d.test.ts'];
     const some = 'node --test test/*.test.ts test/suite/*.test.ts\n  # node --test test/c/c.test.ts\n';
     assert.deepEqual(forgotten(files, some), ['test/c/c.test.ts', 'test/d/d.test.ts']);
-    assert.deepEqual(forgotten(files, `${some}node --test test/c/c.test.ts; node --test test/d/*.test.ts`), []);
+    assert.deepEqual(
+      forgotten(files, `${some}node --test test/c/c.test.ts; node --test test/d/*.test.ts`),
+      [],
+    );
   });
 
   test('what `npm test` runs, .ci/run runs on every version of Node', () => {

@@ -98,8 +98,9 @@ describe('what a handler returns', () => {
   });
 
   test('a Response without a body, or with an empty one, leaves the connection open', async () => {
-    for (const status of [200, 201, 204, 205, 304, 404, 500]) {
-      for (const empty of [204, 205, 304].includes(status) ? [null] : [null, '']) {
+    for (const empty of [null, '']) {
+      const statuses = [200, 201, 404, 500, ...(empty === null ? [204, 205, 304] : [])];
+      for (const status of statuses) {
         await using server = await respond(() => new Response(empty, { status }));
         using client = await rawClient(server.port);
         client.send(...GET('/'), ...GET('/missing'));
@@ -108,8 +109,9 @@ describe('what a handler returns', () => {
         const [head = ''] = received.split('\r\n\r\n');
         if (status === 204) {
           assert.doesNotMatch(head, /content-length|transfer-encoding/i);
-        } else if (empty === null && status !== 304) {
-          assert.match(received, /content-length: 0\r\n/);
+        }
+        if (empty === null && ![204, 304].includes(status)) {
+          assert.match(head, /content-length: 0(\r|$)/);
         }
       }
     }
@@ -205,7 +207,7 @@ describe('what cannot be sent', () => {
       assert.equal(lines.length, 1);
       assert.match(lines[0] ?? '', /^GET \/\?a=b failed:/);
       if (!/text|undefined|thrown Response|printed/.test(kind)) {
-        assert.match(lines[0] ?? '', /Error(:| \[)[^]*\n +at /);
+        assert.match(lines[0] ?? '', /Error(:| \[)[\s\S]*\n +at /);
       }
     });
   }

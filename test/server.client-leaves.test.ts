@@ -2,29 +2,9 @@
 import assert from 'node:assert/strict';
 import type { Socket } from 'node:net';
 import { describe } from 'node:test';
-import {
-  backgroundTasks,
-  body,
-  depends,
-  get,
-  path,
-  post,
-  request,
-  route,
-  strings,
-} from '../server.ts';
+import { backgroundTasks, body, depends, get, path, post, request, route, strings } from '../server.ts';
 import { gate, rawClient, stderr } from './helpers.ts';
-import {
-  bodies,
-  fence,
-  firstAndThen,
-  GET,
-  gone,
-  Journal,
-  serve,
-  TOO_MUCH,
-  test,
-} from './server.helpers.ts';
+import { bodies, fence, firstAndThen, GET, gone, Journal, serve, TOO_MUCH, test } from './server.helpers.ts';
 
 const broken = { 'an error': new Error('broken'), nothing: undefined, 'a text': 'broken' };
 
