@@ -167,6 +167,36 @@ async function outcomeOf(running: Promise<void>): Promise<string> {
   return outcome || 'hangs';
 }
 
+/** Does `work` as a task of `kind` does. */
+function inKind(kind: number, work: () => void): unknown {
+  if (kind === 1) {
+    return handled((async () => work())());
+  }
+  if (kind === 2) {
+    return handled(new Promise(setImmediate).then(work));
+  }
+  if (kind === 3) {
+    return {
+      then: (done: () => void, fail: (error: unknown) => void) => {
+        try {
+          work();
+        } catch (error) {
+          return fail(error);
+        }
+        done();
+      },
+    };
+  }
+  return work();
+}
+
+/** Some promises later, in the same turn of the event loop. */
+async function someMicrotasks(): Promise<void> {
+  for (let left = 9; left > 0; left -= 1) {
+    await undefined;
+  }
+}
+
 const clock = { now: 0, step: 0 };
 
 /** The same of the real one. */
@@ -174,7 +204,7 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
   const log: string[] = [];
   const request = { method: 'POST', url: '/order?item=1' } as IncomingMessage;
   logs.set(request, log);
-  clock.step = program.busy ? 10 : 0;
+  clock.step = 10 * Number(program.busy);
   let [made, failed] = [0, 0];
   const report = ({ message }: Error, { index, name }: TaskInfo): void => {
     log.push(`onTaskError ${index} ${name}: ${message}`);
@@ -231,30 +261,12 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
         throw new Error(`${n} failed`);
       }
     };
-    if (kind === 1) {
-      return handled((async () => work())());
-    }
-    if (kind === 2) {
-      return handled(new Promise(setImmediate).then(work));
-    }
-    if (kind === 3) {
-      return {
-        then: (done: () => void, fail: (error: unknown) => void) => {
-          try {
-            work();
-          } catch (error) {
-            return fail(error);
-          }
-          done();
-        },
-      };
-    }
-    return work();
+    return inKind(kind, work);
   };
   for (const action of program.before) {
     act(action);
-    for (let more = 9; program.busy && more > 0; more -= 1) {
-      await undefined; // no turn of the event loop
+    if (program.busy) {
+      await someMicrotasks();
     }
   }
   log.push(`run() ${await outcomeOf(running ?? tasks.run())}`);

@@ -32,18 +32,14 @@ export default async function* reporter(events: AsyncIterable<TestEvent>): Async
   let last: Outcome | undefined;
   for await (const { type, data } of events) {
     const { name = '', message = '' } = data;
+    const id = caseOf(type, name);
     if (type === 'test:diagnostic' && last) {
-      last.observed ??= /^\w+: (\w+)$/.exec(message)?.[1];
-    }
-    if (type !== 'test:pass' && type !== 'test:fail') {
-      continue;
-    }
-    const id = /^\d+\.\d+\.\d+(?= )/.exec(name)?.[0];
-    if (id) {
-      last = outcomeOf(type, data);
+      last.observed ??= observedIn(message);
+    } else if (id) {
+      last = outcomeOf(type === 'test:pass', data);
       outcomes[id] = last;
       yield failureOf(last, `${cases.get(id)?.level} ${name}`);
-    } else if (data.nesting === 0) {
+    } else if (ENDS.includes(type) && data.nesting === 0) {
       suites.set(name, outcomes);
       outcomes = {};
       last = undefined;
@@ -52,18 +48,29 @@ export default async function* reporter(events: AsyncIterable<TestEvent>): Async
     }
   }
   yield* tables(suites);
+  keep(suites);
+}
+
+function keep(suites: ReadonlyMap<string, Record<string, Outcome>>): void {
   const file = process.env.CONFORMANCE_JSON;
   if (file) {
     writeFileSync(file, `${JSON.stringify(Object.fromEntries(suites), undefined, 2)}\n`);
   }
 }
 
+const ENDS = ['test:pass', 'test:fail'];
+
+/** The id of the case that has ended. */
+const caseOf = (type: string, title: string): string | undefined =>
+  ENDS.includes(type) ? /^\d+\.\d+\.\d+(?= )/.exec(title)?.[0] : undefined;
+const observedIn = (message: string): string | undefined => /^\w+: (\w+)$/.exec(message)?.[1];
+
 /** What the end of a test says of its case. */
-function outcomeOf(type: 'test:pass' | 'test:fail', { skip, details }: TestEvent['data']): Outcome {
+function outcomeOf(passed: boolean, { skip, details }: TestEvent['data']): Outcome {
   if (skip) {
     return { status: 'skip', reason: `${skip}` };
   }
-  if (type === 'test:pass') {
+  if (passed) {
     return { status: 'pass' };
   }
   const { cause, message } = details?.error ?? {};
