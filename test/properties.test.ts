@@ -8,7 +8,7 @@ import { channel } from 'node:diagnostics_channel';
 import type { IncomingMessage } from 'node:http';
 import { type TestContext, test } from 'node:test';
 import { inspect } from 'node:util';
-import { BackgroundTasks, type TaskInfo } from '../background.ts';
+import { BackgroundTasks, type BackgroundTasksOptions, type TaskInfo } from '../background.ts';
 import { type Random, random } from './endurance/shared.ts';
 
 /** What shrinks is a number, a boolean or a list: towards 0, false and nothing. */
@@ -226,7 +226,7 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
   const tasks = new Queue({
     request,
     afterFailure: program.stop ? 'stop' : 'continue',
-    ...(onTaskError && { onTaskError: (error, info) => onTaskError(error as Error, info) }),
+    onTaskError: onTaskError as BackgroundTasksOptions['onTaskError'],
   });
   let running: Promise<void> | undefined;
   const act = (action: Action): unknown => {

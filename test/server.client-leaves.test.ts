@@ -1,10 +1,33 @@
 /** A stream that breaks, or a client that leaves, does not discard the queue. */
 import assert from 'node:assert/strict';
+import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { describe } from 'node:test';
-import { backgroundTasks, body, depends, get, path, post, request, route, strings } from '../server.ts';
+import {
+  backgroundTasks,
+  body,
+  createApp,
+  depends,
+  get,
+  path,
+  post,
+  request,
+  route,
+  strings,
+} from '../server.ts';
 import { gate, rawClient, stderr } from './helpers.ts';
-import { bodies, fence, firstAndThen, GET, gone, Journal, serve, TOO_MUCH, test } from './server.helpers.ts';
+import {
+  bodies,
+  fence,
+  firstAndThen,
+  foreign,
+  GET,
+  gone,
+  Journal,
+  serve,
+  TOO_MUCH,
+  test,
+} from './server.helpers.ts';
 
 const broken = { 'an error': new Error('broken'), nothing: undefined, 'a text': 'broken' };
 
@@ -234,4 +257,41 @@ describe('a client that leaves', () => {
       assert.deepEqual(lines, []);
     });
   }
+
+  test("where 'finish' comes after the 'close' of the connection, a request ends once", async () => {
+    const log = new Journal();
+    const [cut, held] = [gate<ServerResponse>(), gate()];
+    const app = createApp([
+      get('/cut', { tasks: backgroundTasks }, ({ tasks }) => {
+        tasks.addTask(log.write, 'task');
+        return new Response(firstAndThen(() => gate<string>()));
+      }),
+      get('/held', () => {
+        log.write('held');
+        return held;
+      }),
+      get('/fence', () => null),
+    ]);
+    await using server = await foreign((req, res) => {
+      if (req.url === '/cut') {
+        cut.open(res);
+      }
+      app.listener(req, res);
+    });
+    using other = await rawClient(server.port);
+    other.send(...GET('/held'));
+    await log.until('held');
+    using client = await rawClient(server.port);
+    client.send(...GET('/cut'));
+    await client.until('first');
+    client.socket.destroy();
+    await log.until('task');
+    await fence(server.url);
+    const response = await cut;
+    response.emit('finish'); // the Nodes of today do not emit it so late
+    await fence(server.url);
+    assert.deepEqual([log.entries, app.pending], [['held', 'task'], 1], 'the one that is held');
+    held.open();
+    await app.idle();
+  });
 });
