@@ -190,6 +190,8 @@ function inKind(kind: number, work: () => void): unknown {
   return work();
 }
 
+const likeness = (one: unknown, other: unknown): string => (one === other ? 'the same' : 'another');
+
 /** Some promises later, in the same turn of the event loop. */
 async function someMicrotasks(): Promise<void> {
   for (let left = 9; left > 0; left -= 1) {
@@ -238,7 +240,7 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
     }
     if ('run' in action) {
       running ??= handled(tasks.run());
-      return log.push(`run() is ${running === handled(tasks.run()) ? 'the same' : 'another'}`);
+      return log.push(`run() is ${likeness(running, handled(tasks.run()))}`);
     }
     if ('discard' in action) {
       return log.push(`discarded: ${listed(tasks.discard(`reason ${action.discard}`))}`);
