@@ -61,15 +61,12 @@ describe('the async context', () => {
       const { port } = await bareServer(t, (req, res) =>
         context.run(req.url ?? '', () => {
           const tasks = queue([() => log.push(context.getStore()), async () => log.push(context.getStore())]);
-          res.once(
-            'finish',
-            () =>
-              void tasks.run().then(() => {
-                if (log.length === 4) {
-                  finished.open();
-                }
-              }),
-          );
+          res.once('finish', async () => {
+            await tasks.run();
+            if (log.length === 4) {
+              finished.open();
+            }
+          });
           if (ends.push(() => res.end()) === 2) {
             arrived.open();
           }

@@ -41,7 +41,10 @@ describe('background.ts, copied alone', () => {
       assert.doesNotMatch(service.stdout, /the last task/);
       assert.equal(await (await fetch(`${url}/release`)).text(), 'accepted');
       await service.until('stdout', /the last task/);
-      assert.match(await service.until('stderr', /hostile/), /failing[^]*Error: boom\n +at [^]*hostile/);
+      assert.match(
+        await service.until('stderr', /hostile/),
+        /failing[\s\S]*Error: boom\n +at [\s\S]*hostile/,
+      );
     });
   }
 });

@@ -46,9 +46,8 @@ describe('tasks run in order, one at a time', () => {
 
   for (const [kind, wrap] of Object.entries<(held: Promise<void>) => unknown>({
     'an async task': (held) => held,
-    'a thenable object': (held) => ({ then: (done: () => void) => void held.then(done) }),
-    'a thenable function': (held) =>
-      Object.assign(() => {}, { then: (done: () => void) => void held.then(done) }),
+    'a thenable object': (held) => ({ then: (done: () => void) => held.then(done) }),
+    'a thenable function': (held) => Object.assign(() => {}, { then: (done: () => void) => held.then(done) }),
   })) {
     test(`one at a time: the next task of a queue waits for ${kind}, other queues do not`, async () => {
       const log: string[] = [];

@@ -133,7 +133,7 @@ for (const [args, message] of [
     const { code, stdout, stderr } = await run(['server.ts', ...args]);
     assert.equal(code, 2);
     assert.equal(stdout, '');
-    assert.match(stderr, /^[^\n]+\nUsage: [^]*\n$/);
+    assert.match(stderr, /^[^\n]+\nUsage: [\s\S]*\n$/);
     assert.match(stderr.split('\n')[0] ?? '', message);
     assert.doesNotMatch(stderr, /^ +at /m);
   });

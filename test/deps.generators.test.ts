@@ -67,7 +67,8 @@ describe('a generator', () => {
         await using server = await serve([
           get('/', { inner, outer, tasks: backgroundTasks }, ({ inner, outer, tasks }) => {
             tasks.addTask(async () => {
-              await (started.open(), held);
+              started.open();
+              await held;
               log.push('task');
             });
             return [inner, outer];
@@ -172,7 +173,8 @@ describe('an error that is thrown in', () => {
       try {
         yield;
       } finally {
-        await (caught.open(), held);
+        caught.open();
+        await held;
       }
     });
     await using server = await serve([
@@ -408,12 +410,9 @@ describe('an error while unwinding', () => {
   test('onTaskError gets an error while unwinding, in place of stderr', async (t) => {
     const lines = stderr(t);
     const seen: unknown[] = [];
-    await using server = await serve(
-      [get('/', { failing, request }, ({ request }) => void seen.push(request))],
-      {
-        onTaskError: (error, { name, request }) => seen.push(messageOf(error), name, request),
-      },
-    );
+    await using server = await serve([get('/', { failing, request }, ({ request }) => seen.push(request))], {
+      onTaskError: (error, { name, request }) => seen.push(messageOf(error), name, request),
+    });
     await answer(server);
     await server.app.idle();
     const [expected, ...rest] = seen;
@@ -476,8 +475,8 @@ describe('an error while unwinding', () => {
     };
     subscribe('background-tasks:dropped', listen);
     t.after(() => unsubscribe('background-tasks:dropped', listen));
-    const task = (name: string): (() => void) =>
-      ({ [name]: () => void log.push(name) })[name] ?? assert.fail();
+    const task = (name: string): (() => unknown) =>
+      ({ [name]: (): unknown => log.push(name) })[name] ?? assert.fail();
     const expected = (url: string, ...names: string[]): unknown[] =>
       names.map((name, index) => [name, index, url, 'the handler or a dependency threw']);
     const session = depends({ tasks: backgroundTasks }, async function* ({ tasks }) {

@@ -100,7 +100,10 @@ describe('an override', () => {
   test('a dependency that reaches nothing replaced is resolved once, inside a replacement and outside', async () => {
     const log: string[] = [];
     const counted = (name: string, deps: Dependencies): Dependency<string> =>
-      depends(deps, () => (log.push(name), name));
+      depends(deps, () => {
+        log.push(name);
+        return name;
+      });
     const [user, mailer] = [named('user'), named('mailer')];
     const plain = counted('plain', {
       q: query(
@@ -124,12 +127,15 @@ describe('an override', () => {
     within,
     async () => {
       let calls = 0;
+      const count = (): void => {
+        calls += 1;
+      };
       const id = path('id');
       let deps: Record<string, Dependency> = { id };
       for (let level = 0; level < 30; level += 1) {
         deps = {
-          left: depends(deps, () => void (calls += 1)),
-          right: depends(deps, () => void (calls += 1)),
+          left: depends(deps, () => count()),
+          right: depends(deps, () => count()),
         };
       }
       await using server = await serve([get('/:id', deps, () => 'resolved')]);

@@ -17,10 +17,11 @@ describe('resolution', () => {
         return name;
       });
     const deps = { first: step('outer', { a: step('inner a'), b: step('inner b') }), second: step('second') };
-    assert.deepEqual(await answerOf([get('/', deps, (values) => (log.push('handler'), values))]), [
-      200,
-      { first: 'outer', second: 'second' },
-    ]);
+    const handler = (values: object): object => {
+      log.push('handler');
+      return values;
+    };
+    assert.deepEqual(await answerOf([get('/', deps, handler)]), [200, { first: 'outer', second: 'second' }]);
     assert.deepEqual(
       log,
       ['inner a', 'inner b', 'outer', 'second']
@@ -66,7 +67,9 @@ describe('resolution', () => {
 
   test('a dependency whose value is undefined is resolved once, too', async () => {
     const log: string[] = [];
-    const nothing = depends(() => void log.push('call'));
+    const nothing = depends(() => {
+      log.push('call');
+    });
     const validated = query(
       'q',
       schema(() => {
@@ -207,7 +210,8 @@ describe('resolution', () => {
     await using server = await serve([
       get('/', { name: named, tasks: backgroundTasks }, async ({ name, tasks }) => {
         if (name === 'slow') {
-          await (entered.open(), held);
+          entered.open();
+          await held;
         }
         tasks.addTask(() => log.push(`${name}: handler`));
         if (name === 'fast') {

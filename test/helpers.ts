@@ -30,7 +30,9 @@ export function gate<T = void>(): Gate<T> {
 /** What stderr would show. It formats, as the real one does: there a hostile value throws. */
 export function stderr(t: TestContext): string[] {
   const lines: string[] = [];
-  t.mock.method(console, 'error', (...args: unknown[]) => void lines.push(format(...args)));
+  t.mock.method(console, 'error', (...args: unknown[]) => {
+    lines.push(format(...args));
+  });
   return lines;
 }
 
@@ -44,7 +46,9 @@ export interface Served extends AsyncDisposable {
 export async function serve(routes: readonly Route[], options?: AppOptions): Promise<Served> {
   const app = createApp(routes, options);
   const { url } = await app.listen({ port: 0 });
-  const close = async (): Promise<void> => void (await app.close());
+  const close = async (): Promise<void> => {
+    await app.close();
+  };
   return { app, url, port: Number(new URL(url).port), [Symbol.asyncDispose]: close };
 }
 
@@ -108,8 +112,12 @@ export async function rawClient(
         waiting.add(look);
         look();
       }),
-    send: (...lines) => void socket.write(lines.join('\r\n')),
-    [Symbol.dispose]: () => void socket.destroy(),
+    send(...lines) {
+      socket.write(lines.join('\r\n'));
+    },
+    [Symbol.dispose]() {
+      socket.destroy();
+    },
   };
 }
 
@@ -156,7 +164,7 @@ export function child(args: readonly string[], options: ChildOptions = {}): Chil
   }
   if (options.readStderr) {
     started.stderr.pause();
-    void Promise.race([options.readStderr, once(started, 'exit')]).then(() => started.stderr.resume());
+    Promise.race([options.readStderr, once(started, 'exit')]).then(() => started.stderr.resume());
   }
   const exited = once(started, 'close').then(([code, signal]) => {
     over = true;
@@ -188,7 +196,9 @@ export function child(args: readonly string[], options: ChildOptions = {}): Chil
     },
     until,
     url: async () => /listening on (\S+)/.exec(await until('stdout', /listening on \S+\n/))?.[1] ?? '',
-    kill: (signal) => void started.kill(signal),
+    kill(signal) {
+      started.kill(signal);
+    },
     exited,
     async [Symbol.asyncDispose]() {
       if (!over) {

@@ -8,7 +8,7 @@ import { channel } from 'node:diagnostics_channel';
 import type { IncomingMessage } from 'node:http';
 import { type TestContext, test } from 'node:test';
 import { inspect } from 'node:util';
-import { BackgroundTasks, type TaskInfo } from '../background.ts';
+import { BackgroundTasks, type BackgroundTasksOptions, type TaskInfo } from '../background.ts';
 import { type Random, random } from './endurance/shared.ts';
 
 /** What shrinks is a number, a boolean or a list: towards 0, false and nothing. */
@@ -45,13 +45,13 @@ function programOf({ below, chance }: Random, busy: boolean): Program {
   });
   const action = (depth: number): Action => {
     const roll = below(10);
-    return roll < 7
-      ? { add: task(depth) }
-      : roll < 8
-        ? { discard: below(3) }
-        : roll < 9
-          ? { look: 0 }
-          : { run: 0 };
+    if (roll < 7) {
+      return { add: task(depth) };
+    }
+    if (roll < 8) {
+      return { discard: below(3) };
+    }
+    return roll < 9 ? { look: 0 } : { run: 0 };
   };
   const actions = (limit: number, depth: number): Action[] =>
     Array.from({ length: below(limit + 1) }, () => action(depth));
@@ -94,12 +94,24 @@ function expected({ stop, busy, reporter, reported, before, after }: Program): s
       return log.push(`discarded: ${discard(`reason ${action.discard}`)}`);
     }
     const index = queue.length;
-    const n = (made += 1);
+    made += 1;
+    const n = made;
     const name = named(n, action.add) || `task ${index + 1} of POST /order`;
     if (closed) {
       return log.push(`Too late to add ${name}: this request's tasks ${closed}. Add it earlier.`);
     }
     return queue.push({ name, index, n, task: action.add });
+  };
+  const fail = (what: string): void => {
+    log.push(`error ${what}`);
+    if (reporter > 0) {
+      log.push(`onTaskError ${what}`);
+      failed += 1;
+      reported.slice(failed - 1, failed).forEach(act);
+    }
+    if (stop) {
+      discard('a task failed');
+    }
   };
   for (const action of before) {
     act(action);
@@ -113,14 +125,7 @@ function expected({ stop, busy, reporter, reported, before, after }: Program): s
     log.push(`start ${index} ${name}`, `${n} runs`);
     task.body.forEach(act);
     if (task.fails) {
-      log.push(`error ${index} ${name}: ${n} failed`);
-      if (reporter > 0) {
-        log.push(`onTaskError ${index} ${name}: ${n} failed`);
-        reported.slice(failed, (failed += 1)).forEach(act);
-      }
-      if (stop) {
-        discard('a task failed');
-      }
+      fail(`${index} ${name}: ${n} failed`);
     }
     log.push(`end ${index} ${name}`);
   }
@@ -134,8 +139,8 @@ const logs = new WeakMap<object, string[]>();
 for (const event of ['start', 'end', 'error', 'dropped']) {
   channel(`background-tasks:${event}`).subscribe((message) => {
     const { request, index, name, error, reason } = message as TaskInfo & { error?: Error; reason?: string };
-    const more = error ? `: ${error.message}` : reason ? `: ${reason}` : '';
-    logs.get(request ?? {})?.push(`${event} ${index} ${name}${more}`);
+    const more = error?.message ?? reason;
+    logs.get(request ?? {})?.push(`${event} ${index} ${name}${more === undefined ? '' : `: ${more}`}`);
   });
 }
 
@@ -162,6 +167,38 @@ async function outcomeOf(running: Promise<void>): Promise<string> {
   return outcome || 'hangs';
 }
 
+/** Does `work` as a task of `kind` does. */
+function inKind(kind: number, work: () => void): unknown {
+  if (kind === 1) {
+    return handled((async () => work())());
+  }
+  if (kind === 2) {
+    return handled(new Promise(setImmediate).then(work));
+  }
+  if (kind === 3) {
+    return {
+      then: (done: () => void, fail: (error: unknown) => void) => {
+        try {
+          work();
+        } catch (error) {
+          return fail(error);
+        }
+        done();
+      },
+    };
+  }
+  return work();
+}
+
+const likeness = (one: unknown, other: unknown): string => (one === other ? 'the same' : 'another');
+
+/** Some promises later, in the same turn of the event loop. */
+async function someMicrotasks(): Promise<void> {
+  for (let left = 9; left > 0; left -= 1) {
+    await undefined;
+  }
+}
+
 const clock = { now: 0, step: 0 };
 
 /** The same of the real one. */
@@ -169,11 +206,12 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
   const log: string[] = [];
   const request = { method: 'POST', url: '/order?item=1' } as IncomingMessage;
   logs.set(request, log);
-  clock.step = program.busy ? 10 : 0;
+  clock.step = 10 * Number(program.busy);
   let [made, failed] = [0, 0];
   const report = ({ message }: Error, { index, name }: TaskInfo): void => {
     log.push(`onTaskError ${index} ${name}: ${message}`);
-    program.reported.slice(failed, (failed += 1)).forEach(act);
+    failed += 1;
+    program.reported.slice(failed - 1, failed).forEach(act);
   };
   const onTaskError = [
     undefined,
@@ -190,7 +228,7 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
   const tasks = new Queue({
     request,
     afterFailure: program.stop ? 'stop' : 'continue',
-    ...(onTaskError && { onTaskError: (error, info) => onTaskError(error as Error, info) }),
+    onTaskError: onTaskError as BackgroundTasksOptions['onTaskError'],
   });
   let running: Promise<void> | undefined;
   const act = (action: Action): unknown => {
@@ -202,16 +240,17 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
     }
     if ('run' in action) {
       running ??= handled(tasks.run());
-      return log.push(`run() is ${running === handled(tasks.run()) ? 'the same' : 'another'}`);
+      return log.push(`run() is ${likeness(running, handled(tasks.run()))}`);
     }
     if ('discard' in action) {
       return log.push(`discarded: ${listed(tasks.discard(`reason ${action.discard}`))}`);
     }
     const { add: task } = action;
-    const n = (made += 1);
+    made += 1;
+    const n = made;
     const fn = (...args: Parameters<typeof perform>): unknown => perform(...args);
     try {
-      return void tasks.addTask(Object.defineProperty(fn, 'name', { value: named(n, task) }), n, task);
+      return tasks.addTask(Object.defineProperty(fn, 'name', { value: named(n, task) }), n, task);
     } catch (error) {
       return log.push((error as Error).message);
     }
@@ -224,30 +263,12 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
         throw new Error(`${n} failed`);
       }
     };
-    if (kind === 1) {
-      return handled((async () => work())());
-    }
-    if (kind === 2) {
-      return handled(new Promise(setImmediate).then(work));
-    }
-    if (kind === 3) {
-      return {
-        then: (done: () => void, fail: (error: unknown) => void) => {
-          try {
-            work();
-          } catch (error) {
-            return fail(error);
-          }
-          done();
-        },
-      };
-    }
-    return work();
+    return inKind(kind, work);
   };
   for (const action of program.before) {
     act(action);
-    for (let more = 9; program.busy && more > 0; more -= 1) {
-      await undefined; // no turn of the event loop
+    if (program.busy) {
+      await someMicrotasks();
     }
   }
   log.push(`run() ${await outcomeOf(running ?? tasks.run())}`);
@@ -258,19 +279,7 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
 /** The next smaller values: an action less, a body behind its task, a number or a `true` less, at whatever depth. */
 function* smaller<T>(value: T): Generator<T> {
   if (Array.isArray(value)) {
-    for (const at of value.keys()) {
-      yield value.toSpliced(at, 1) as T;
-    }
-    for (const [at, { add }] of (value as Partial<Record<'add', Task>>[]).entries()) {
-      if (add && add.body.length > 0) {
-        yield value.toSpliced(at, 1, { add: { ...add, body: [] } }, ...add.body) as T;
-      }
-    }
-    for (const [at, each] of value.entries()) {
-      for (const less of smaller(each)) {
-        yield value.with(at, less) as T;
-      }
-    }
+    yield* smallerLists(value) as Generator<T>;
   } else if (typeof value === 'object') {
     for (const [key, each] of Object.entries(value!)) {
       for (const less of smaller(each)) {
@@ -282,10 +291,40 @@ function* smaller<T>(value: T): Generator<T> {
   }
 }
 
+function* smallerLists(list: readonly unknown[]): Generator<unknown> {
+  for (const at of list.keys()) {
+    yield list.toSpliced(at, 1);
+  }
+  for (const [at, { add }] of (list as Partial<Record<'add', Task>>[]).entries()) {
+    if (add && add.body.length > 0) {
+      yield list.toSpliced(at, 1, { add: { ...add, body: [] } }, ...add.body);
+    }
+  }
+  for (const [at, each] of list.entries()) {
+    for (const less of smaller(each)) {
+      yield list.with(at, less);
+    }
+  }
+}
+
 interface Difference {
   readonly program: Program;
   readonly actual: string[];
   readonly model: string[];
+}
+
+/** The first of the next smaller programs with which `compare` finds a difference, too. */
+async function smallerOne(
+  { ...program }: Program,
+  compare: (program: Program) => Promise<Difference | undefined>,
+): Promise<Difference | undefined> {
+  for (const less of smaller(program)) {
+    const found = await compare(less);
+    if (found) {
+      return found;
+    }
+  }
+  return undefined;
 }
 
 /** The smallest program, of `count` and what they shrink to, with which `Queue` and the model differ. */
@@ -296,7 +335,10 @@ async function difference(
   Queue = BackgroundTasks,
 ): Promise<Difference | undefined> {
   mock.method(console, 'error', () => {});
-  mock.method(performance, 'now', () => (clock.now += clock.step));
+  mock.method(performance, 'now', () => {
+    clock.now += clock.step;
+    return clock.now;
+  });
   const compare = async (program: Program): Promise<Difference | undefined> => {
     const [actual, model] = [await observed(program, Queue), expected(program)];
     return `${actual}` === `${model}` ? undefined : { program, actual, model };
@@ -307,13 +349,9 @@ async function difference(
     const programs = Array.from({ length: 10 }, () => programOf(numbers, busy));
     found = (await Promise.all(programs.map(compare))).find((each) => each !== undefined); // at the same time
   }
-  for (let last; found !== last; ) {
-    last = found;
-    for (const less of smaller(last!.program)) {
-      if (found === last) {
-        found = (await compare(less)) ?? last;
-      }
-    }
+  for (let next = found; next !== undefined; ) {
+    found = next;
+    next = await smallerOne(found.program, compare);
   }
   return found;
 }

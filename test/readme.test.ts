@@ -137,7 +137,10 @@ test('back-pressure answers 503 with Retry-After while too many requests are pen
 test('a retry ends at the first success', async (t) => {
   const statuses = [500, 503, 200];
   let calls = 0;
-  const to = await hook(t, (_, res) => void res.writeHead(statuses[calls++] ?? 500).end());
+  const to = await hook(t, (_, res) => {
+    res.writeHead(statuses[calls] ?? 500).end();
+    calls += 1;
+  });
   const { url, default: app } = await load('retry.ts', t);
   await post(`${url}/jobs?hook=${to}`);
   await app.idle();
@@ -146,7 +149,9 @@ test('a retry ends at the first success', async (t) => {
 
 test('the last error of a retry is reported', async (t) => {
   const report = t.mock.method(console, 'error', () => {});
-  const to = await hook(t, (_, res) => void res.writeHead(500).end());
+  const to = await hook(t, (_, res) => {
+    res.writeHead(500).end();
+  });
   const { url, default: app } = await load('retry.ts', t);
   await post(`${url}/jobs?hook=${to}`);
   await app.idle();

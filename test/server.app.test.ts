@@ -110,7 +110,7 @@ describe('the app', () => {
           return app.listener(req, res);
         }
         started.open();
-        void held.then(() => res.end('of the host'));
+        held.then(() => res.end('of the host'));
       })
       .listen(0, '127.0.0.1');
     await once(host, 'listening');

@@ -4,7 +4,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { channel } from 'node:diagnostics_channel';
 import type http from 'node:http';
 import { describe } from 'node:test';
-import { type BackgroundTasks, backgroundTasks, createApp, depends, get, request } from '../server.ts';
+import { type BackgroundTasks, backgroundTasks, createApp, depends, get } from '../server.ts';
 import { gate, rawClient, stderr } from './helpers.ts';
 import { firstAndThen, foreign, GET, Journal, test } from './server.helpers.ts';
 

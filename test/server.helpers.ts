@@ -6,8 +6,9 @@ import { afterEach, test as nodeTest, type TestContext } from 'node:test';
 import { type App, type AppOptions, backgroundTasks, get, type Route } from '../server.ts';
 import { type Served, serve as serveRoutes, within } from './helpers.ts';
 
-export const test = (title: string, run: (t: TestContext) => Promise<void> | void): void =>
-  void nodeTest(title, within, run);
+export const test = (title: string, run: (t: TestContext) => Promise<void> | void): void => {
+  nodeTest(title, within, run);
+};
 
 export const MiB = 2 ** 20;
 
@@ -101,7 +102,9 @@ export const GET = (target: string, ...headers: string[]): string[] => [
 
 /** Resolves when the server sees that the client is gone. */
 export const gone = (socket: Socket): Promise<void> =>
-  new Promise((resolve) => void socket.once('close', () => resolve()));
+  new Promise((resolve) => {
+    socket.once('close', () => resolve());
+  });
 
 /** A source of one text per call of `next`, to its end at `undefined`. */
 export function source(

@@ -40,7 +40,7 @@ const takes = ({ socket }: RawClient, text: string): Promise<void> =>
   });
 
 describe('a reader that takes nothing', () => {
-  // Above: a reader that is slow. Here: one that takes nothing at all.
+  // Not a slow reader: one that takes nothing at all.
   for (const [kind, response] of Object.entries<(log: Journal) => unknown>({
     'of a JSON value': () => TOO_MUCH,
     'of a stream without end': (log) =>

@@ -252,7 +252,7 @@ describe('connections, while the app closes', () => {
     b.held.open();
     await refusesConnections(app.server.port);
     a.held.open();
-    assert.match(await client.closed, /\r\n\r\n"a"HTTP\/1\.1 200 OK\r\n[^]*\r\n\r\n"b"$/);
+    assert.match(await client.closed, /\r\n\r\n"a"HTTP\/1\.1 200 OK\r\n[\s\S]*\r\n\r\n"b"$/);
     assert.deepEqual(await closed, { unfinished: [] });
     await Promise.all([a.ran, b.ran]);
   });

@@ -32,9 +32,8 @@ async function tutorial(): Promise<Tutorial> {
   const folder = await temporaryFolder();
   const logFile = path.join(folder.path, 'log.txt');
   Object.assign(process.env, { LOG_FILE: logFile, EMAIL_DELAY_MS: '0' });
-  const { default: app } = (await import(`../fixtures/tutorial.ts?copy=${(copies += 1)}`)) as {
-    default: App;
-  };
+  copies += 1;
+  const { default: app } = (await import(`../fixtures/tutorial.ts?copy=${copies}`)) as { default: App };
   const { url } = await app.listen({ port: 0 });
   const request: Tutorial['request'] = (line, json) => {
     const [method = '', target = ''] = line.split(' ');

@@ -196,6 +196,7 @@ interface Received {
   readonly number: number;
   readonly session: Session;
   readonly nested: { user: string; first: string; second: number };
+  // biome-ignore lint/suspicious/noConfusingVoidType: what a call without a value gives
   readonly nothing: void;
 }
 same<{ [K in keyof Values<typeof all>]: Values<typeof all>[K] }, { [K in keyof Received]: Received[K] }>();

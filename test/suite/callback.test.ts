@@ -55,7 +55,7 @@ async function called(answer: http.RequestListener): Promise<Caller> {
 const status =
   (code: number, text = ''): http.RequestListener =>
   (_, response) =>
-    void response.writeHead(code).end(text);
+    response.writeHead(code).end(text);
 /** A server that answers h1, h2 … in turn by these. */
 const inTurn =
   (...answers: http.RequestListener[]): http.RequestListener =>
@@ -100,7 +100,7 @@ describe('call', () => {
     const [asked, answer] = [gate(), gate()];
     await using caller = await called((_, response) => {
       asked.open();
-      void answer.then(() => response.end());
+      answer.then(() => response.end());
     });
     const order: string[] = [];
     const returned = call(caller.plan, 'h1').then(() => order.push('returned'));
@@ -115,7 +115,7 @@ describe('call', () => {
     const [begun, answer] = [gate(), gate()];
     await using caller = await called((_, response) => {
       response.writeHead(500).write('half', () => begun.open());
-      void answer.then(() => response.end(' and half'));
+      answer.then(() => response.end(' and half'));
     });
     const failed = assert.rejects(call(caller.plan, 'h1'), { message: 'half and half' });
     await begun;
@@ -149,15 +149,15 @@ describe('call', () => {
   });
 
   test('follows no redirect', async () => {
-    await using caller = await called(
-      (_, response) => void response.writeHead(307, { location: '/plan/h2' }).end(),
+    await using caller = await called((_, response) =>
+      response.writeHead(307, { location: '/plan/h2' }).end(),
     );
     await assert.rejects(call(caller.plan, 'h1'), { status: 307 });
     assert.deepEqual(caller.requests, ['POST /plan/h1']);
   });
 
   test('throws, and does not try again, where the connection breaks', async () => {
-    await using caller = await called((request) => void request.socket.destroy());
+    await using caller = await called((request) => request.socket.destroy());
     await assert.rejects(call(caller.plan, 'h1'), { code: 'ECONNRESET' });
     assert.deepEqual(caller.requests, ['POST /plan/h1']);
   });
@@ -203,7 +203,7 @@ describe('callSync', () => {
     const [asked, answer] = [gate(), gate()];
     await using caller = await called((_, response) => {
       asked.open();
-      void answer.then(() => response.end());
+      answer.then(() => response.end());
     });
     await using started = blocking(
       caller.plan,
@@ -241,7 +241,7 @@ describe('callSync', () => {
   });
 
   test('throws where the connection breaks', async () => {
-    await using caller = await called((request) => void request.socket.destroy());
+    await using caller = await called((request) => request.socket.destroy());
     await using started = blocking(caller.plan, "return caught(() => callSync(plan, 'h1'));");
     assert.deepEqual(await resultOf(started), { message: 'Error: socket hang up' });
   });

@@ -87,8 +87,13 @@ export function exchange(url: string, method: Method, plan: Plan, kept?: Kept): 
   });
   request.end(body);
   answer.catch(() => {}); // a case may not ask for it
-  const leave = (how: 'close' | 'reset'): void =>
-    void (how === 'reset' ? request.socket?.resetAndDestroy() : request.destroy());
+  const leave = (how: 'close' | 'reset'): void => {
+    if (how === 'reset') {
+      request.socket?.resetAndDestroy();
+    } else {
+      request.destroy();
+    }
+  };
   return {
     answer,
     leave,
@@ -159,8 +164,13 @@ export class RawConnection {
     const answer = this.#end.promise.then((text) => parse(text, place));
     answer.catch(() => {});
     const seen = (): string => this.#seen;
-    const leave = (how: 'close' | 'reset'): void =>
-      void (how === 'reset' ? this.#socket.resetAndDestroy() : this.#socket.destroy());
+    const leave = (how: 'close' | 'reset'): void => {
+      if (how === 'reset') {
+        this.#socket.resetAndDestroy();
+      } else {
+        this.#socket.destroy();
+      }
+    };
     return {
       answer,
       leave,

@@ -51,7 +51,7 @@ const good: Run = async (plan, response) => {
 const json =
   (value: unknown): http.RequestListener =>
   (_, response) =>
-    void response.end(JSON.stringify(value));
+    response.end(JSON.stringify(value));
 const isOfFence = ({ handler }: Plan): boolean => handler[0]?.id === 'fence';
 const isEmpty = ({ handler, checkpoints }: Plan): boolean => handler.length + checkpoints.length === 0;
 
@@ -294,7 +294,7 @@ describe('an address is refused', FEW, () => {
   }
 
   test('that begins its answer, and does not go on', async () => {
-    const get: http.RequestListener = (_, response) => void response.write('{');
+    const get: http.RequestListener = (_, response) => response.write('{');
     assert.equal(
       await refusalBy(target({ get }), 200),
       'the answer to GET / did not come within 200 ms. Is the target running there?',

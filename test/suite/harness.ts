@@ -128,10 +128,10 @@ export class Callbacks {
   }
 }
 
-const reply = (response: ServerResponse, status: number, text = ''): void =>
-  void response
-    .writeHead(status, { connection: 'close', 'content-length': Buffer.byteLength(text) })
-    .end(text);
+function reply(response: ServerResponse, status: number, text = ''): void {
+  const headers = { connection: 'close', 'content-length': Buffer.byteLength(text) };
+  response.writeHead(status, headers).end(text);
+}
 
 export interface Harness {
   /** Answers `GET`: by then, what had called before has been counted. */

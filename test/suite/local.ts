@@ -10,7 +10,8 @@ let last = randomInt(20_000, 29_000);
 /** A port that was free a moment ago. */
 export async function freePort(): Promise<number> {
   for (;;) {
-    const port = (last += 1);
+    last += 1;
+    const port = last;
     const server = net.createServer().listen(port, '127.0.0.1');
     try {
       await once(server, 'listening');

@@ -192,18 +192,17 @@ async function main(): Promise<void> {
   if (unknown) {
     throw new Error(`Expected one of ${all.join(', ')}, got ${unknown}.`);
   }
-  for (const name of values.tables ? [] : positionals.length > 0 ? positionals : all) {
+  const asked = positionals.length > 0 ? positionals : all;
+  for (const name of values.tables ? [] : asked) {
     const { result, verdicts } = await play(name);
     const failed = verdicts.filter(({ status }) => status === 'fail').length;
     console.log(`${name}: ${verdicts.length} cases, ${failed} failed (${result.version})`);
-    const different = differences(result, resultOf(name));
+    const different = differences(result, resultOf(name)).map((each) => `${name}: ${each}`);
     if (!values.check) {
       writeFileSync(new URL('result.json', folderOf(name)), serialised(result));
-    } else {
-      for (const each of different) {
-        console.log(`${name}: ${each}`);
-        process.exitCode = 1;
-      }
+    } else if (different.length > 0) {
+      console.log(different.join('\n'));
+      process.exitCode = 1;
     }
   }
   if (!values.check) {

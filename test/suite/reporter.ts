@@ -32,36 +32,62 @@ export default async function* reporter(events: AsyncIterable<TestEvent>): Async
   let last: Outcome | undefined;
   for await (const { type, data } of events) {
     const { name = '', message = '' } = data;
-    const id = /^\d+\.\d+\.\d+(?= )/.exec(name)?.[0];
+    const id = caseOf(type, name);
     if (type === 'test:diagnostic' && last) {
-      last.observed ??= /^\w+: (\w+)$/.exec(message)?.[1];
-    } else if ((type === 'test:pass' || type === 'test:fail') && id) {
-      const status = data.skip ? 'skip' : type === 'test:pass' ? 'pass' : 'fail';
-      last = outcomes[id] = { status };
-      const { cause, message } = data.details?.error ?? {};
-      const text = status === 'skip' ? `${data.skip}` : cause instanceof Error ? cause.message : message;
-      if (status !== 'pass' && text) {
-        last.reason = text;
-      }
-      if (status === 'fail') {
-        yield `\n${cases.get(id)?.level} ${name}\n${text?.replace(/^/gm, '  ')}\n`;
-      }
-    } else if (type === 'test:fail' && data.nesting === 1) {
-      yield `\n${name}\n  ${data.details?.error?.message}\n`;
-    } else if ((type === 'test:pass' || type === 'test:fail') && data.nesting === 0) {
+      last.observed ??= observedIn(message);
+    } else if (id) {
+      last = outcomeOf(type === 'test:pass', data);
+      outcomes[id] = last;
+      yield failureOf(last, `${cases.get(id)?.level} ${name}`);
+    } else if (ENDS.includes(type) && data.nesting === 0) {
       suites.set(name, outcomes);
       outcomes = {};
       last = undefined;
+    } else if (type === 'test:fail' && data.nesting === 1) {
+      yield `\n${name}\n  ${data.details?.error?.message}\n`;
     }
   }
+  yield* tables(suites);
+  keep(suites);
+}
+
+function keep(suites: ReadonlyMap<string, Record<string, Outcome>>): void {
+  const file = process.env.CONFORMANCE_JSON;
+  if (file) {
+    writeFileSync(file, `${JSON.stringify(Object.fromEntries(suites), undefined, 2)}\n`);
+  }
+}
+
+const ENDS = ['test:pass', 'test:fail'];
+
+/** The id of the case that has ended. */
+const caseOf = (type: string, title: string): string | undefined =>
+  ENDS.includes(type) ? /^\d+\.\d+\.\d+(?= )/.exec(title)?.[0] : undefined;
+const observedIn = (message: string): string | undefined => /^\w+: (\w+)$/.exec(message)?.[1];
+
+/** What the end of a test says of its case. */
+function outcomeOf(passed: boolean, { skip, details }: TestEvent['data']): Outcome {
+  if (skip) {
+    return { status: 'skip', reason: `${skip}` };
+  }
+  if (passed) {
+    return { status: 'pass' };
+  }
+  const { cause, message } = details?.error ?? {};
+  const reason = cause instanceof Error ? cause.message : message;
+  return { status: 'fail', ...(reason && { reason }) };
+}
+
+function failureOf({ status, reason }: Outcome, title: string): string {
+  return status === 'fail' ? `\n${title}\n${reason?.replace(/^/gm, '  ')}\n` : '';
+}
+
+/** Of a suite of which nothing was played there is none. */
+function* tables(suites: ReadonlyMap<string, Record<string, Outcome>>): Generator<string> {
   for (const [suite, outcomes] of suites) {
     if (Object.values(outcomes).some(({ status }) => status !== 'skip')) {
       yield table(suite, outcomes);
     }
-  }
-  const file = process.env.CONFORMANCE_JSON;
-  if (file) {
-    writeFileSync(file, `${JSON.stringify(Object.fromEntries(suites), undefined, 2)}\n`);
   }
 }
 

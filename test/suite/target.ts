@@ -194,33 +194,41 @@ export class Target {
     } catch {
       throw failure('expected JSON');
     }
-    const { contract, name, version, instance, capabilities, dialects } = answer ?? {};
-    if (contract !== 1) {
-      throw wrong('contract', '1', contract);
-    }
-    for (const [key, value] of Object.entries({ name, version, instance })) {
-      if (typeof value !== 'string' || value === '') {
-        throw wrong(key, 'a text', value);
-      }
-    }
-    if (!Array.isArray(capabilities)) {
-      throw wrong('capabilities', 'a list', capabilities);
-    }
-    const unknown = capabilities.find((each) => !CAPABILITIES.includes(each));
-    if (unknown !== undefined) {
-      throw wrong('capabilities', `of ${CAPABILITIES.join(', ')}`, unknown);
-    }
-    for (const [dialect, { values, needs }] of Object.entries(DIALECTS)) {
-      const value = dialects?.[dialect];
-      if (value === undefined && needs && !capabilities.includes(needs)) {
-        continue;
-      }
-      if (!value || !values.includes(value)) {
-        throw wrong(`dialects.${dialect}`, values.join(' or '), value);
-      }
-    }
-    return answer as Preflight;
+    return preflightOf(answer ?? {}, wrong);
   }
+}
+
+/** @throws what `wrong` makes of the first member that is not as the contract has it. */
+function preflightOf(
+  answer: Partial<Preflight>,
+  wrong: (key: string, expected: string, value: unknown) => Failure,
+): Preflight {
+  const { contract, name, version, instance, capabilities, dialects } = answer;
+  if (contract !== 1) {
+    throw wrong('contract', '1', contract);
+  }
+  for (const [key, value] of Object.entries({ name, version, instance })) {
+    if (typeof value !== 'string' || value === '') {
+      throw wrong(key, 'a text', value);
+    }
+  }
+  if (!Array.isArray(capabilities)) {
+    throw wrong('capabilities', 'a list', capabilities);
+  }
+  const unknown = capabilities.find((each) => !CAPABILITIES.includes(each));
+  if (unknown !== undefined) {
+    throw wrong('capabilities', `of ${CAPABILITIES.join(', ')}`, unknown);
+  }
+  const declared = Object.entries(DIALECTS).filter(
+    ([dialect, { needs }]) => dialects?.[dialect] !== undefined || !needs || capabilities.includes(needs),
+  );
+  for (const [dialect, { values }] of declared) {
+    const value = dialects?.[dialect];
+    if (!value || !values.includes(value)) {
+      throw wrong(`dialects.${dialect}`, values.join(' or '), value);
+    }
+  }
+  return answer as Preflight;
 }
 
 /** The address without a path. @throws Failure if it has one, or is no address. */
