@@ -48,7 +48,7 @@ type Call = (values: never) => unknown;
 export type Provided<R> = Awaited<R extends Generator<infer T> | AsyncGenerator<infer T> ? T : R>;
 /** What can be iterated, or is a generator that is declared as such: it would provide its first row. */
 type Rows = Iterable<unknown> | AsyncIterable<unknown> | Iterator<unknown> | AsyncIterator<unknown>;
-type SomeGenerator = Generator<never, never, never> | AsyncGenerator<never, never, never>;
+type SomeGenerator = Generator<never, unknown, never> | AsyncGenerator<never, unknown, never>;
 /** Not `R` where a generator function can be declared to return it without being seen to be one. */
 type Declarable<R> = [R] extends [Generator | AsyncGenerator]
   ? unknown

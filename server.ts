@@ -274,12 +274,18 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
 const CLOSE = { connection: 'close' };
 
-function limitsOf({ bodyLimit = 2 ** 20, drainTimeoutMs = 30_000, stallTimeoutMs = 30_000 }: AppOptions) {
+type Limits = Readonly<Record<'bodyLimit' | 'drainTimeoutMs' | 'stallTimeoutMs', number>>;
+
+/** @throws RangeError for a limit that no timer and no counter can keep. */
+function limitsOf(options: AppOptions): Limits {
+  const { bodyLimit = 2 ** 20, drainTimeoutMs = 30_000, stallTimeoutMs = 30_000 } = options;
   for (const [name, value] of Object.entries({ bodyLimit, drainTimeoutMs, stallTimeoutMs })) {
-    const least = name === 'stallTimeoutMs' ? 1 : 0;
-    if (!(value >= least && value < 2 ** 31)) {
-      throw new RangeError(`Expected ${name} to be from ${least} to 2 ** 31 - 1, got ${value}.`);
+    if (!(value >= 0 && value < 2 ** 31)) {
+      throw new RangeError(`Expected ${name} to be from 0 to 2 ** 31 - 1, got ${value}.`);
     }
+  }
+  if (stallTimeoutMs === 0) {
+    throw new RangeError('Expected stallTimeoutMs to be over 0: every client waits for a moment.');
   }
   return { bodyLimit, drainTimeoutMs, stallTimeoutMs };
 }

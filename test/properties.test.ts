@@ -11,6 +11,9 @@ import { inspect } from 'node:util';
 import { BackgroundTasks, type BackgroundTasksOptions, type TaskInfo } from '../background.ts';
 import { type Random, random } from './endurance/shared.ts';
 
+const HOW_TO_BE_IN_TIME =
+  'Add it in the handler, in a dependency before its `yield`, or in a task; a clean-up does its work itself.';
+
 /** What shrinks is a number, a boolean or a list: towards 0, false and nothing. */
 interface Program {
   readonly stop: boolean;
@@ -98,7 +101,7 @@ function expected({ stop, busy, reporter, reported, before, after }: Program): s
     const n = made;
     const name = named(n, action.add) || `task ${index + 1} of POST /order`;
     if (closed) {
-      return log.push(`Too late to add ${name}: this request's tasks ${closed}. Add it earlier.`);
+      return log.push(`Too late to add ${name}: this request's tasks ${closed}. ${HOW_TO_BE_IN_TIME}`);
     }
     return queue.push({ name, index, n, task: action.add });
   };
