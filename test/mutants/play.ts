@@ -19,8 +19,8 @@ const HEAP_MEGABYTES = 1024;
 export interface Usual {
   readonly passed: number;
   readonly tookMs: number;
-  /** The longest time in which it printed nothing. */
-  readonly silentMs: number;
+  /** How long it took up to the first result, then up to the next, and so on; the last is up to its end. */
+  readonly pauses: readonly number[];
 }
 
 /** A run of one test file. `failure` is the title of the first test that failed, or what happened instead. */
@@ -80,7 +80,9 @@ async function runFile(folder: string, testFile: string, usual: Usual | undefine
   const watch = watchTime(usual, fail);
   let passed = 0;
   for await (const line of lines) {
-    watch.hasPrinted();
+    if (/^ *(not )?ok /.test(line)) {
+      watch.seeResult();
+    }
     passed = Number(/^# pass (\d+)/.exec(line)?.[1] ?? passed);
     const title = failedTest(line);
     if (title !== undefined) {
@@ -88,7 +90,7 @@ async function runFile(folder: string, testFile: string, usual: Usual | undefine
     }
   }
   const [code] = await exited;
-  watch.end();
+  const pauses = watch.end();
   running.delete(child);
   if (code !== 0) {
     failure ??= `it exits with ${code}`;
@@ -96,7 +98,7 @@ async function runFile(folder: string, testFile: string, usual: Usual | undefine
   if (usual && passed !== usual.passed) {
     failure ??= `${passed} of ${usual.passed} tests were run`;
   }
-  return { failure, passed, tookMs: performance.now() - started, silentMs: watch.silentMs() };
+  return { failure, passed, tookMs: performance.now() - started, pauses };
 }
 
 function environment(temporary: string): NodeJS.ProcessEnv {
@@ -111,30 +113,37 @@ function failedTest(line: string): string | undefined {
 }
 
 interface Watch {
-  hasPrinted(): void;
-  silentMs(): number;
-  end(): void;
+  /** A test has ended: the next has its own deadline. */
+  seeResult(): void;
+  /** Returns the pauses between the results. */
+  end(): readonly number[];
 }
 
-/** Deadlines that turn a hang into a failure: for the next line, and for the whole file. */
+/** A deadline for each test turns a hang into a failure: some seconds, and four times what the test usually takes. */
 function watchTime(usual: Usual | undefined, fail: (what: string) => void): Watch {
+  const pauses: number[] = [];
   let last = performance.now();
-  let longest = 0;
-  const { silentMs, tookMs } = usual ?? { silentMs: 60_000, tookMs: 300_000 };
-  const silence = setTimeout(() => fail('it hangs'), 10_000 + 4 * silentMs);
-  const whole = setTimeout(() => fail('it does not end'), 30_000 + 4 * tookMs);
-  const hasPrinted = (): void => {
-    const now = performance.now();
-    longest = Math.max(longest, now - last);
-    last = now;
-    silence.refresh();
+  let timer: NodeJS.Timeout | undefined;
+  const setDeadline = (): void => {
+    clearTimeout(timer);
+    const usualMs = usual ? (usual.pauses[pauses.length] ?? 0) : 60_000;
+    timer = setTimeout(() => fail('it hangs'), 5000 + 4 * usualMs);
   };
+  const seePause = (): void => {
+    const now = performance.now();
+    pauses.push(now - last);
+    last = now;
+  };
+  setDeadline();
   return {
-    hasPrinted,
-    silentMs: () => longest,
+    seeResult: () => {
+      seePause();
+      setDeadline();
+    },
     end: () => {
-      clearTimeout(silence);
-      clearTimeout(whole);
+      seePause();
+      clearTimeout(timer);
+      return pauses;
     },
   };
 }

@@ -77,6 +77,7 @@ const targets = await findTargets();
 const equivalents = await readEquivalents();
 const progress = await readProgress();
 const chosen = choose();
+rememberProgress();
 if (options.list) {
   for (const { mutant, target } of chosen) {
     console.log(`${mutant.id}\n    ${describe(mutant, target)}`);
@@ -209,6 +210,16 @@ function inOrder(tests: readonly string[], mutant: Mutant): string[] {
 function remember(test: string, mutant: Mutant): void {
   for (const of of [mutant.file, `${mutant.file}:${mutant.function}`]) {
     finds.set(`${test} ${of}`, (finds.get(`${test} ${of}`) ?? 0) + 1);
+  }
+}
+
+/** What earlier runs found, with other tests too, tells this one where to begin. */
+function rememberProgress(): void {
+  for (const mutant of targets.flatMap(({ mutants }) => mutants)) {
+    const file = progress[mutant.id]?.killedBy?.file;
+    if (file !== undefined) {
+      remember(file, mutant);
+    }
   }
 }
 
