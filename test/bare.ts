@@ -9,7 +9,7 @@ const args = ['server.ts', '--port', '0'];
 const server = spawn(process.execPath, args, { cwd: folder, stdio: ['ignore', 'pipe', 'inherit'] });
 const exited = once(server, 'exit');
 try {
-  const [line] = await Promise.race([once(createInterface(server.stdout), 'line'), exited]) as [string];
+  const [line] = (await Promise.race([once(createInterface(server.stdout), 'line'), exited])) as [string];
   const url = /^listening on (http:\S+)$/.exec(line)?.[1];
   assert.ok(url, `Expected the address, got ${line}`);
   const response = await fetch(`${url}/order?item=a`, { method: 'POST' });

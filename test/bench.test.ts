@@ -7,7 +7,7 @@ import {
   benchPart, CHART, committed, CONTROL, control, FLOOR, lines, OURS, RESULT, serialised, serverTable,
   type Result, type Row, type Sample,
 } from './bench/result.ts';
-import { withPart } from './conformance/matrix.ts';
+import { withPart } from './suite/matrix.ts';
 
 const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8');
 const result = committed();

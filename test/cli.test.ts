@@ -38,7 +38,11 @@ const HELLO = `
   import { createApp, get } from '${SERVER}';
   export default createApp([get('/', () => 'hello')]);`;
 
-interface Ended { readonly code: number | null; readonly stdout: string; readonly stderr: string }
+interface Ended {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
 
 /** What a process that ends by itself has to say. */
 async function run(args: readonly string[], variables: NodeJS.ProcessEnv = {}): Promise<Ended> {
@@ -102,7 +106,9 @@ test('PORT and HOST say where to listen', async () => {
 });
 
 test('--port and --host win over PORT and HOST', async () => {
-  await using started = child(['server.ts', '--port=0', '--host=0.0.0.0'], { env: { PORT: 'none', HOST: 'none' } });
+  await using started = child(['server.ts', '--port=0', '--host=0.0.0.0'], {
+    env: { PORT: 'none', HOST: 'none' },
+  });
   assert.match(await started.url(), /^http:\/\/0\.0\.0\.0:\d+$/);
 });
 
@@ -144,7 +150,10 @@ test('a port in use is one clear line', async () => {
   await once(other, 'listening');
   const { port } = other.address() as AddressInfo;
   try {
-    assertOneLine(await run(['server.ts', '--port', String(port)]), `address already in use 127.0.0.1:${port}`);
+    assertOneLine(
+      await run(['server.ts', '--port', String(port)]),
+      `address already in use 127.0.0.1:${port}`,
+    );
   } finally {
     other.close();
   }
@@ -161,7 +170,11 @@ for (const [what, source, name = 'app.ts'] of [
   ['null', 'export default null;'],
   ['an object that is no app', 'export default { listener() {} };'],
   ['a function', 'export default function app() {}'],
-  ['what a compiler made of an ES module', 'module.exports = Object.assign({}, { __esModule: true });', 'app.cjs'],
+  [
+    'what a compiler made of an ES module',
+    'module.exports = Object.assign({}, { __esModule: true });',
+    'app.cjs',
+  ],
 ] as const) {
   test(`an app module that exports ${what} is one clear line`, async () => {
     await using folder = await packageFolder();
@@ -172,8 +185,10 @@ for (const [what, source, name = 'app.ts'] of [
 
 test('an app module that throws keeps its stack, and the exit code is 1', async () => {
   await using folder = await packageFolder();
-  const file = await folder.write({ 'app.ts': `${HELLO}
-    (function configure() { throw new Error('no config'); })();` });
+  const file = await folder.write({
+    'app.ts': `${HELLO}
+    (function configure() { throw new Error('no config'); })();`,
+  });
   const { code, stdout, stderr } = await run(['server.ts', file, '--port', '0']);
   assert.equal(code, 1);
   assert.equal(stdout, '');

@@ -7,10 +7,10 @@
  * both of its dialects.
  */
 import { after, before, describe, test } from 'node:test';
-import { allCases } from './conformance/cases.ts';
-import { Failure } from './conformance/harness.ts';
-import { freePort, nodeCommand } from './conformance/local.ts';
-import { openSession, type ConformanceOptions, type Session, type Verdict } from './conformance/run.ts';
+import { allCases } from './suite/cases.ts';
+import { Failure } from './suite/harness.ts';
+import { freePort, nodeCommand } from './suite/local.ts';
+import { type ConformanceOptions, openSession, type Session, type Verdict } from './suite/run.ts';
 
 const { TARGET, TARGET_COMMAND, REPEAT = '1', DEADLINE_MS = '10000' } = process.env;
 const shared = { repeat: Number(REPEAT), deadlineMs: Number(DEADLINE_MS) };
@@ -33,7 +33,11 @@ function suite(name: string, options: ConformanceOptions): void {
     let session: Session | undefined;
     let refusal: Error | undefined;
     before(async () => {
-      try { session = await openSession(options); } catch (error) { refusal = error as Error; }
+      try {
+        session = await openSession(options);
+      } catch (error) {
+        refusal = error as Error;
+      }
     });
     after(() => session?.close());
 
@@ -41,24 +45,39 @@ function suite(name: string, options: ConformanceOptions): void {
     const opened = (): Session | undefined => {
       const first = refusal;
       refusal = undefined;
-      if (first) throw first instanceof Failure ? withoutStack(first.message) : first;
+      if (first) {
+        throw first instanceof Failure ? withoutStack(first.message) : first;
+      }
       return session;
     };
     test('the target answers as the contract has it', () => void opened());
     for (const each of allCases()) {
       test(`${each.id} ${each.statement}: ${each.title}`, async (t) => {
         const verdict = await opened()?.run(each);
-        if (!verdict) return t.skip('the target does not answer as the contract has it');
-        if (verdict.status === 'skip') return t.skip(verdict.reason);
-        if (verdict.observed) t.diagnostic(`${verdict.dialect}: ${verdict.observed}`);
-        if (verdict.status === 'pass') return;
-        if (each.level === 'SHOULD') t.todo('SHOULD');
+        if (!verdict) {
+          return t.skip('the target does not answer as the contract has it');
+        }
+        if (verdict.status === 'skip') {
+          return t.skip(verdict.reason);
+        }
+        if (verdict.observed) {
+          t.diagnostic(`${verdict.dialect}: ${verdict.observed}`);
+        }
+        if (verdict.status === 'pass') {
+          return;
+        }
+        if (each.level === 'SHOULD') {
+          t.todo('SHOULD');
+        }
         throw withoutStack(report(verdict));
       });
     }
     test('no call comes back after its case has passed', (t) => {
-      const { late } = opened() ?? t.skip('the target does not answer as the contract has it') ?? { late: [] };
-      if (late.length > 0) throw withoutStack(late.join('\n'));
+      const { late } = opened() ??
+        t.skip('the target does not answer as the contract has it') ?? { late: [] };
+      if (late.length > 0) {
+        throw withoutStack(late.join('\n'));
+      }
     });
   });
 }

@@ -6,18 +6,16 @@
 import assert from 'node:assert/strict';
 import { channel } from 'node:diagnostics_channel';
 import type { IncomingMessage } from 'node:http';
-import { test, type TestContext } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import { inspect } from 'node:util';
 import { BackgroundTasks, type TaskInfo } from '../background.ts';
-import { random, type Random } from './endurance/shared.ts';
+import { type Random, random } from './endurance/shared.ts';
 
 /** What shrinks is a number, a boolean or a list: towards 0, false and nothing. */
 interface Program {
   readonly stop: boolean;
   /** Every task waits for a turn of the event loop, as it does where the tasks before it took long. */
   readonly busy: boolean;
-  /** At the end `start()` is called, as the server does, not `run()`. */
-  readonly atOnce: boolean;
   /** onTaskError: none, one that returns, one that takes a turn of the event loop, one that throws. */
   readonly reporter: number;
   /** What its first call does, its second one, and so on. */
@@ -25,8 +23,11 @@ interface Program {
   readonly before: readonly Action[];
   readonly after: readonly Action[];
 }
-type Action = { readonly add: Task }
-  | { readonly discard: number } | { readonly look: number } | { readonly run: number };
+type Action =
+  | { readonly add: Task }
+  | { readonly discard: number }
+  | { readonly look: number }
+  | { readonly run: number };
 interface Task {
   /** It returns, rejects or resolves at once, after a turn of the event loop, or is a thenable that is no promise. */
   readonly kind: number;
@@ -36,17 +37,31 @@ interface Task {
 }
 
 function programOf({ below, chance }: Random, busy: boolean): Program {
-  const task = (depth: number): Task =>
-    ({ kind: below(4), named: chance(0.7), fails: chance(0.25), body: depth < 2 ? actions(3, depth + 1) : [] });
+  const task = (depth: number): Task => ({
+    kind: below(4),
+    named: chance(0.7),
+    fails: chance(0.25),
+    body: depth < 2 ? actions(3, depth + 1) : [],
+  });
   const action = (depth: number): Action => {
     const roll = below(10);
-    return roll < 7 ? { add: task(depth) } : roll < 8 ? { discard: below(3) } : roll < 9 ? { look: 0 } : { run: 0 };
+    return roll < 7
+      ? { add: task(depth) }
+      : roll < 8
+        ? { discard: below(3) }
+        : roll < 9
+          ? { look: 0 }
+          : { run: 0 };
   };
   const actions = (limit: number, depth: number): Action[] =>
     Array.from({ length: below(limit + 1) }, () => action(depth));
   return {
-    stop: chance(0.3), busy, atOnce: chance(0.5), reporter: below(4), reported: actions(2, 1),
-    before: actions(5, 0), after: actions(2, 2),
+    stop: chance(0.3),
+    busy,
+    reporter: below(4),
+    reported: actions(2, 1),
+    before: actions(5, 0),
+    after: actions(2, 2),
   };
 }
 
@@ -63,23 +78,35 @@ function expected({ stop, busy, reporter, reported, before, after }: Program): s
   const discard = (reason: string): string => {
     const dropped = queue.splice(started);
     closed ||= `were discarded: ${reason}`;
-    for (const { name, index } of dropped) log.push(`dropped ${index} ${name}: ${reason}`);
+    for (const { name, index } of dropped) {
+      log.push(`dropped ${index} ${name}: ${reason}`);
+    }
     return listed(dropped);
   };
   const act = (action: Action): unknown => {
-    if ('look' in action) return log.push(`unfinished: ${listed(queue.slice(finished))}`);
-    if ('run' in action) return log.push('run() is the same');
-    if ('discard' in action) return log.push(`discarded: ${discard(`reason ${action.discard}`)}`);
+    if ('look' in action) {
+      return log.push(`unfinished: ${listed(queue.slice(finished))}`);
+    }
+    if ('run' in action) {
+      return log.push('run() is the same');
+    }
+    if ('discard' in action) {
+      return log.push(`discarded: ${discard(`reason ${action.discard}`)}`);
+    }
     const index = queue.length;
-    const n = made += 1;
+    const n = (made += 1);
     const name = named(n, action.add) || `task ${index + 1} of POST /order`;
-    if (closed) return log.push(`Too late to add ${name}: this request's tasks ${closed}. Add it earlier.`);
+    if (closed) {
+      return log.push(`Too late to add ${name}: this request's tasks ${closed}. Add it earlier.`);
+    }
     return queue.push({ name, index, n, task: action.add });
   };
   for (const action of before) {
     act(action);
     isRunning ||= 'run' in action;
-    if (busy && isRunning && queue.length === 0) closed ||= 'have finished'; // what has no task does not wait
+    if (busy && isRunning && queue.length === 0) {
+      closed ||= 'have finished'; // what has no task does not wait
+    }
   }
   for (; started < queue.length; finished += 1) {
     const { name, index, n, task } = queue[started++]!;
@@ -89,9 +116,11 @@ function expected({ stop, busy, reporter, reported, before, after }: Program): s
       log.push(`error ${index} ${name}: ${n} failed`);
       if (reporter > 0) {
         log.push(`onTaskError ${index} ${name}: ${n} failed`);
-        reported.slice(failed, failed += 1).forEach(act);
+        reported.slice(failed, (failed += 1)).forEach(act);
       }
-      if (stop) discard('a task failed');
+      if (stop) {
+        discard('a task failed');
+      }
     }
     log.push(`end ${index} ${name}`);
   }
@@ -119,12 +148,19 @@ function handled<T extends Promise<unknown>>(promise: T): T {
 /** It hangs if it takes more turns of the event loop than ten programs have tasks. */
 async function outcomeOf(running: Promise<void>): Promise<string> {
   let outcome = '';
-  running.then(() => { outcome = 'resolves'; }, () => { outcome = 'rejects'; });
-  for (let turns = 0; !outcome && turns < 10_000; turns += 1) await new Promise(setImmediate);
+  running.then(
+    () => {
+      outcome = 'resolves';
+    },
+    () => {
+      outcome = 'rejects';
+    },
+  );
+  for (let turns = 0; !outcome && turns < 10_000; turns += 1) {
+    await new Promise(setImmediate);
+  }
   return outcome || 'hangs';
 }
-
-const started = (tasks: BackgroundTasks): Promise<void> => new Promise((resolve) => tasks.start(resolve));
 
 const clock = { now: 0, step: 0 };
 
@@ -137,27 +173,42 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
   let [made, failed] = [0, 0];
   const report = ({ message }: Error, { index, name }: TaskInfo): void => {
     log.push(`onTaskError ${index} ${name}: ${message}`);
-    program.reported.slice(failed, failed += 1).forEach(act);
+    program.reported.slice(failed, (failed += 1)).forEach(act);
   };
-  const onTaskError = [undefined, report, async (error: Error, info: TaskInfo): Promise<void> => {
-    await new Promise(setImmediate);
-    report(error, info);
-  }, (error: Error, info: TaskInfo): never => { report(error, info); throw error; }][program.reporter];
+  const onTaskError = [
+    undefined,
+    report,
+    async (error: Error, info: TaskInfo): Promise<void> => {
+      await new Promise(setImmediate);
+      report(error, info);
+    },
+    (error: Error, info: TaskInfo): never => {
+      report(error, info);
+      throw error;
+    },
+  ][program.reporter];
   const tasks = new Queue({
-    request, afterFailure: program.stop ? 'stop' : 'continue',
+    request,
+    afterFailure: program.stop ? 'stop' : 'continue',
     ...(onTaskError && { onTaskError: (error, info) => onTaskError(error as Error, info) }),
   });
   let running: Promise<void> | undefined;
   const act = (action: Action): unknown => {
-    if (log.length > 1000) return undefined; // more than any program of the model: a defect must not go on for ever
-    if ('look' in action) return log.push(`unfinished: ${listed(tasks.unfinished)}`);
+    if (log.length > 1000) {
+      return undefined; // more than any program of the model: a defect must not go on for ever
+    }
+    if ('look' in action) {
+      return log.push(`unfinished: ${listed(tasks.unfinished)}`);
+    }
     if ('run' in action) {
       running ??= handled(tasks.run());
       return log.push(`run() is ${running === handled(tasks.run()) ? 'the same' : 'another'}`);
     }
-    if ('discard' in action) return log.push(`discarded: ${listed(tasks.discard(`reason ${action.discard}`))}`);
+    if ('discard' in action) {
+      return log.push(`discarded: ${listed(tasks.discard(`reason ${action.discard}`))}`);
+    }
     const { add: task } = action;
-    const n = made += 1;
+    const n = (made += 1);
     const fn = (...args: Parameters<typeof perform>): unknown => perform(...args);
     try {
       return void tasks.addTask(Object.defineProperty(fn, 'name', { value: named(n, task) }), n, task);
@@ -169,21 +220,36 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
     const work = (): void => {
       log.push(`${n} runs`);
       body.forEach(act);
-      if (fails) throw new Error(`${n} failed`);
+      if (fails) {
+        throw new Error(`${n} failed`);
+      }
     };
-    if (kind === 1) return handled((async () => work())());
-    if (kind === 2) return handled(new Promise(setImmediate).then(work));
-    if (kind === 3) return { then: (done: () => void, fail: (error: unknown) => void) => {
-      try { work(); } catch (error) { return fail(error); }
-      done();
-    } };
+    if (kind === 1) {
+      return handled((async () => work())());
+    }
+    if (kind === 2) {
+      return handled(new Promise(setImmediate).then(work));
+    }
+    if (kind === 3) {
+      return {
+        then: (done: () => void, fail: (error: unknown) => void) => {
+          try {
+            work();
+          } catch (error) {
+            return fail(error);
+          }
+          done();
+        },
+      };
+    }
     return work();
   };
   for (const action of program.before) {
     act(action);
-    for (let more = 9; program.busy && more > 0; more -= 1) await undefined; // no turn of the event loop
+    for (let more = 9; program.busy && more > 0; more -= 1) {
+      await undefined; // no turn of the event loop
+    }
   }
-  if (program.atOnce) await outcomeOf(started(tasks));
   log.push(`run() ${await outcomeOf(running ?? tasks.run())}`);
   program.after.forEach(act);
   return log;
@@ -192,23 +258,43 @@ async function observed(program: Program, Queue: typeof BackgroundTasks): Promis
 /** The next smaller values: an action less, a body behind its task, a number or a `true` less, at whatever depth. */
 function* smaller<T>(value: T): Generator<T> {
   if (Array.isArray(value)) {
-    for (const at of value.keys()) yield value.toSpliced(at, 1) as T;
-    for (const [at, { add }] of (value as Partial<Record<'add', Task>>[]).entries()) {
-      if (add && add.body.length > 0) yield value.toSpliced(at, 1, { add: { ...add, body: [] } }, ...add.body) as T;
+    for (const at of value.keys()) {
+      yield value.toSpliced(at, 1) as T;
     }
-    for (const [at, each] of value.entries()) for (const less of smaller(each)) yield value.with(at, less) as T;
+    for (const [at, { add }] of (value as Partial<Record<'add', Task>>[]).entries()) {
+      if (add && add.body.length > 0) {
+        yield value.toSpliced(at, 1, { add: { ...add, body: [] } }, ...add.body) as T;
+      }
+    }
+    for (const [at, each] of value.entries()) {
+      for (const less of smaller(each)) {
+        yield value.with(at, less) as T;
+      }
+    }
   } else if (typeof value === 'object') {
-    for (const [key, each] of Object.entries(value!)) for (const less of smaller(each)) yield { ...value, [key]: less };
+    for (const [key, each] of Object.entries(value!)) {
+      for (const less of smaller(each)) {
+        yield { ...value, [key]: less };
+      }
+    }
   } else if (value) {
     yield (typeof value === 'number' ? value - 1 : false) as T;
   }
 }
 
-interface Difference { readonly program: Program; readonly actual: string[]; readonly model: string[] }
+interface Difference {
+  readonly program: Program;
+  readonly actual: string[];
+  readonly model: string[];
+}
 
 /** The smallest program, of `count` and what they shrink to, with which `Queue` and the model differ. */
 async function difference(
-  { mock }: TestContext, seed: number, count: number, Queue = BackgroundTasks): Promise<Difference | undefined> {
+  { mock }: TestContext,
+  seed: number,
+  count: number,
+  Queue = BackgroundTasks,
+): Promise<Difference | undefined> {
   mock.method(console, 'error', () => {});
   mock.method(performance, 'now', () => (clock.now += clock.step));
   const compare = async (program: Program): Promise<Difference | undefined> => {
@@ -221,35 +307,59 @@ async function difference(
     const programs = Array.from({ length: 10 }, () => programOf(numbers, busy));
     found = (await Promise.all(programs.map(compare))).find((each) => each !== undefined); // at the same time
   }
-  for (let last; found !== last;) {
+  for (let last; found !== last; ) {
     last = found;
-    for (const less of smaller(last!.program)) if (found === last) found = await compare(less) ?? last;
+    for (const less of smaller(last!.program)) {
+      if (found === last) {
+        found = (await compare(less)) ?? last;
+      }
+    }
   }
   return found;
 }
 
-const seed = Number(process.env['SEED'] ?? 1);
-const count = Number(process.env['PROGRAMS'] ?? 3000);
+const seed = Number(process.env.SEED ?? 1);
+const count = Number(process.env.PROGRAMS ?? 3000);
 
-test(`2, 3, 4 the queue does what its model does, in ${count} random programs (seed ${seed})`, async (t) => {
+test(`the queue does what its model does, in ${count} random programs (seed ${seed})`, async (t) => {
   const found = await difference(t, seed, count);
-  if (found) assert.deepEqual(found.actual, found.model, `SEED=${seed}: ${inspect(found.program, { depth: null })}`);
+  if (found) {
+    assert.deepEqual(found.actual, found.model, `SEED=${seed}: ${inspect(found.program, { depth: null })}`);
+  }
 });
 
-const add = (more: Partial<Task> = {}): Action => ({ add: { kind: 0, named: false, fails: false, body: [], ...more } });
-const program = (...before: Action[]): Program =>
-  ({ stop: false, busy: false, atOnce: false, reporter: 0, reported: [], before, after: [] });
+const add = (more: Partial<Task> = {}): Action => ({
+  add: { kind: 0, named: false, fails: false, body: [], ...more },
+});
+const program = (...before: Action[]): Program => ({
+  stop: false,
+  busy: false,
+  reporter: 0,
+  reported: [],
+  before,
+  after: [],
+});
 
 class Forgetful extends BackgroundTasks {
-  override discard(reason: string): readonly TaskInfo[] { return super.discard(reason).slice(1); }
+  override discard(reason: string): readonly TaskInfo[] {
+    return super.discard(reason).slice(1);
+  }
 }
 class Deaf extends BackgroundTasks {
   override addTask: BackgroundTasks['addTask'] = (...args) => {
-    try { super.addTask(...args); } catch (error) { if (!/have finished/.test(String(error))) throw error; }
+    try {
+      super.addTask(...args);
+    } catch (error) {
+      if (!/have finished/.test(String(error))) {
+        throw error;
+      }
+    }
   };
 }
 class Endless extends BackgroundTasks {
-  override run(): Promise<void> { return super.run().then(() => new Promise(() => {})); }
+  override run(): Promise<void> {
+    return super.run().then(() => new Promise(() => {}));
+  }
 }
 const defects: [what: string, Queue: typeof BackgroundTasks, smallest: Program][] = [
   ['that does not say what it has dropped', Forgetful, program(add(), { discard: 0 })],

@@ -3,13 +3,39 @@
  * twin, which shows that it is the mistake that is refused.
  */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { BackgroundTasks, backgroundTasks, body, createApp, depends, get, header, HTTPError, patch, path, post, put,
-  query, request, responseDone, route, strings } from '../server.ts';
-import type { App, AppOptions, BackgroundTasksOptions, Dependencies, Dependency, Route, StandardSchema, TaskInfo,
-  Values } from '../server.ts';
+import type {
+  App,
+  AppOptions,
+  BackgroundTasksOptions,
+  Dependencies,
+  Dependency,
+  Route,
+  StandardSchema,
+  TaskInfo,
+  Values,
+} from '../server.ts';
+import {
+  BackgroundTasks,
+  backgroundTasks,
+  body,
+  createApp,
+  depends,
+  get,
+  HTTPError,
+  header,
+  patch,
+  path,
+  post,
+  put,
+  query,
+  request,
+  type responseDone,
+  route,
+  strings,
+} from '../server.ts';
 
 /** Compiles only where the two types are the same: `any`, a wider and a narrower one are refused. */
-type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends (<T>() => T extends B ? 1 : 2) ? true : false;
+type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 const same = <A, B>(..._: Same<A, B> extends true ? [] : ['the types differ']): void => {};
 same<string, string>();
 // @ts-expect-error: a union is not one of its members
@@ -67,19 +93,38 @@ same<ReturnType<typeof tasks.addTask>, void>();
 same<ReturnType<typeof tasks.run>, Promise<void>>();
 same<ReturnType<typeof tasks.discard>, readonly TaskInfo[]>();
 same<typeof tasks.unfinished, readonly TaskInfo[]>();
-same<TaskInfo, { readonly name: string; readonly index: number; readonly request: IncomingMessage | undefined }>();
+same<
+  TaskInfo,
+  { readonly name: string; readonly index: number; readonly request: IncomingMessage | undefined }
+>();
 
 /* What a call provides */
 
-class Session { readonly user = 'someone'; }
+class Session {
+  readonly user = 'someone';
+}
 
 const plain = depends(() => 'text');
 const asynchronous = depends(async () => 7);
-const generator = depends(function* () { yield new Session(); });
-const asyncGenerator = depends(async function* () { yield new Session(); });
-const returned = depends(() => (function* (): Generator<Session, void, undefined> { yield new Session(); })());
-const promised = depends(function* () { yield Promise.resolve(7); });
-const asValue = depends(async () => (function* (): Generator<number> { yield 1; })());
+const generator = depends(function* () {
+  yield new Session();
+});
+const asyncGenerator = depends(async function* () {
+  yield new Session();
+});
+const returned = depends(() =>
+  (function* (): Generator<Session, void, undefined> {
+    yield new Session();
+  })(),
+);
+const promised = depends(function* () {
+  yield Promise.resolve(7);
+});
+const asValue = depends(async () =>
+  (function* (): Generator<number> {
+    yield 1;
+  })(),
+);
 const nothing = depends(() => {});
 const union = depends(() => 'text' as string | null);
 same<typeof plain, Dependency<string>>();
@@ -101,27 +146,57 @@ const number: Dependency<number> = asynchronous;
 
 /* What a handler or a call receives, with no annotation */
 
-const nested = depends({ session, outer: depends({ plain, number }, (values) => {
-  same<typeof values, { readonly plain: string; readonly number: number }>();
-  return [values.plain, values.number] as const;
-}) }, async ({ session, outer }) => ({ user: session.user, first: outer[0], second: outer[1] }));
+const nested = depends(
+  {
+    session,
+    outer: depends({ plain, number }, (values) => {
+      same<typeof values, { readonly plain: string; readonly number: number }>();
+      return [values.plain, values.number] as const;
+    }),
+  },
+  async ({ session, outer }) => ({ user: session.user, first: outer[0], second: outer[1] }),
+);
 same<typeof nested, Dependency<{ user: string; first: string; second: number }>>();
 
 const all = {
-  required: query('q'), fallback: query('q', 'none'), optional: query('q', null), output: query('q', order),
-  token: header('x-token'), agent: header('user-agent', ''), cookie: header('cookie', null),
-  length: header('length', order), id: path('id'), order: body(order), named: body(strings('item', 'email')), request,
-  tasks: backgroundTasks, plain, number, session, nested, nothing,
+  required: query('q'),
+  fallback: query('q', 'none'),
+  optional: query('q', null),
+  output: query('q', order),
+  token: header('x-token'),
+  agent: header('user-agent', ''),
+  cookie: header('cookie', null),
+  length: header('length', order),
+  id: path('id'),
+  order: body(order),
+  named: body(strings('item', 'email')),
+  request,
+  tasks: backgroundTasks,
+  plain,
+  number,
+  session,
+  nested,
+  nothing,
 };
 interface Received {
-  readonly required: string; readonly fallback: string; readonly optional: string | null;
+  readonly required: string;
+  readonly fallback: string;
+  readonly optional: string | null;
   readonly output: { item: string; amount: number };
-  readonly token: string; readonly agent: string; readonly cookie: string | null;
+  readonly token: string;
+  readonly agent: string;
+  readonly cookie: string | null;
   readonly length: { item: string; amount: number };
-  readonly id: string; readonly order: { item: string; amount: number };
-  readonly named: Record<'item' | 'email', string>; readonly request: IncomingMessage; readonly tasks: BackgroundTasks;
-  readonly plain: string; readonly number: number; readonly session: Session;
-  readonly nested: { user: string; first: string; second: number }; readonly nothing: void;
+  readonly id: string;
+  readonly order: { item: string; amount: number };
+  readonly named: Record<'item' | 'email', string>;
+  readonly request: IncomingMessage;
+  readonly tasks: BackgroundTasks;
+  readonly plain: string;
+  readonly number: number;
+  readonly session: Session;
+  readonly nested: { user: string; first: string; second: number };
+  readonly nothing: void;
 }
 same<{ [K in keyof Values<typeof all>]: Values<typeof all>[K] }, { [K in keyof Received]: Received[K] }>();
 
@@ -176,17 +251,31 @@ path('id');
 // @ts-expect-error: a segment has no fallback
 path('id', null);
 
-const asSchema: StandardSchema<number> = { '~standard': { version: 1, vendor: 'x', validate: () => ({ value: 1 }) } };
-const later: StandardSchema<number> = { '~standard': { version: 1, vendor: 'x',
-  validate: async () => ({ value: 1 }) } };
-const issues: StandardSchema<number> = { '~standard': { version: 1, vendor: 'x',
-  validate: () => ({ issues: [{ message: 'no', path: ['a', 0, Symbol('b'), { key: 'c' }] }, { message: 'no' }] }) } };
+const asSchema: StandardSchema<number> = {
+  '~standard': { version: 1, vendor: 'x', validate: () => ({ value: 1 }) },
+};
+const later: StandardSchema<number> = {
+  '~standard': { version: 1, vendor: 'x', validate: async () => ({ value: 1 }) },
+};
+const issues: StandardSchema<number> = {
+  '~standard': {
+    version: 1,
+    vendor: 'x',
+    validate: () => ({
+      issues: [{ message: 'no', path: ['a', 0, Symbol('b'), { key: 'c' }] }, { message: 'no' }],
+    }),
+  },
+};
 // @ts-expect-error: another output
 const otherOutput: StandardSchema<string> = asSchema;
-// @ts-expect-error: another version
-const version: StandardSchema<number> = { '~standard': { version: 2, vendor: 'x', validate: () => ({ value: 1 }) } };
-// @ts-expect-error: an issue has a message
-const silent: StandardSchema<number> = { '~standard': { version: 1, vendor: 'x', validate: () => ({ issues: [{}] }) } };
+const version: StandardSchema<number> = {
+  // @ts-expect-error: another version
+  '~standard': { version: 2, vendor: 'x', validate: () => ({ value: 1 }) },
+};
+const silent: StandardSchema<number> = {
+  // @ts-expect-error: an issue has a message
+  '~standard': { version: 1, vendor: 'x', validate: () => ({ issues: [{}] }) },
+};
 const output: StandardSchema<string | number> = later;
 
 /* Dependency<T> */
@@ -217,17 +306,39 @@ const undeclared: Dependencies = { text: query };
 
 /* app.override */
 
-app.override(text, depends(() => 'other'));
-// @ts-expect-error: another type than that of the dependency
-app.override(text, depends(() => 1));
-app.override(optional, depends(() => null));
+app.override(
+  text,
+  depends(() => 'other'),
+);
+app.override(
+  text,
+  // @ts-expect-error: another type than that of the dependency
+  depends(() => 1),
+);
+app.override(
+  optional,
+  depends(() => null),
+);
 app.override(optional, text);
 // @ts-expect-error: wider than the dependency: `T` is not inferred from the replacement
 app.override(text, optional);
-app.override(session, depends(async function* () { yield new Session(); }));
-// @ts-expect-error: a generator of something else
-app.override(session, depends(async function* () { yield 'someone'; }));
-app.override(backgroundTasks, depends(() => new BackgroundTasks()));
+app.override(
+  session,
+  depends(async function* () {
+    yield new Session();
+  }),
+);
+app.override(
+  session,
+  // @ts-expect-error: a generator of something else
+  depends(async function* () {
+    yield 'someone';
+  }),
+);
+app.override(
+  backgroundTasks,
+  depends(() => new BackgroundTasks()),
+);
 // @ts-expect-error: a replacement is a dependency, not a function
 app.override(text, () => 'other');
 same<ReturnType<typeof app.override>, () => void>();
@@ -267,7 +378,13 @@ same<ReturnType<typeof route>, Route>();
 createApp([get('/', () => 'hello')]);
 // @ts-expect-error: a list of routes
 createApp(get('/', () => 'hello'));
-createApp([], { afterFailure: 'stop', bodyLimit: 1, drainTimeoutMs: 1, stallTimeoutMs: 1, onTaskError: () => {} });
+createApp([], {
+  afterFailure: 'stop',
+  bodyLimit: 1,
+  drainTimeoutMs: 1,
+  stallTimeoutMs: 1,
+  onTaskError: () => {},
+});
 // @ts-expect-error: no such choice
 createApp([], { afterFailure: 'retry' });
 // @ts-expect-error: in bytes, as a number
@@ -276,13 +393,21 @@ createApp([], { bodyLimit: '1mb' });
 createApp([], { timeout: 1 });
 // @ts-expect-error: an app has many requests; `request` is an option of one queue
 createApp([], { request: new Object() as IncomingMessage });
-createApp([], { onTaskError: async (error, task) => { same<typeof error, unknown>(); log(task.name, task.index); } });
+createApp([], {
+  onTaskError: async (error, task) => {
+    same<typeof error, unknown>();
+    log(task.name, task.index);
+  },
+});
 // @ts-expect-error: an error may be anything
 createApp([], { onTaskError: (error) => log(error.message) });
 const options: AppOptions = { afterFailure: 'continue' };
 // @ts-expect-error: options are read-only
 options.bodyLimit = 1;
-const queueOptions: BackgroundTasksOptions = { afterFailure: 'stop', request: new Object() as IncomingMessage };
+const queueOptions: BackgroundTasksOptions = {
+  afterFailure: 'stop',
+  request: new Object() as IncomingMessage,
+};
 new BackgroundTasks(queueOptions);
 // @ts-expect-error: an option of the app
 new BackgroundTasks({ bodyLimit: 1 });
@@ -312,5 +437,19 @@ new HTTPError(503, 'busy', { 'retry-after': '1' });
 // @ts-expect-error: read-only
 new HTTPError(404).status = 500;
 
-export { declared, issues, itself, narrower, nonNull, notTheGenerator, notThePromise, other, otherOutput, output,
-  silent, undeclared, unknownValue, version };
+export {
+  declared,
+  issues,
+  itself,
+  narrower,
+  nonNull,
+  notTheGenerator,
+  notThePromise,
+  other,
+  otherOutput,
+  output,
+  silent,
+  undeclared,
+  unknownValue,
+  version,
+};

@@ -19,7 +19,7 @@ import { text } from 'node:stream/consumers';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { withPart } from '../conformance/matrix.ts';
+import { withPart } from '../suite/matrix.ts';
 import { chart } from './chart.ts';
 import { core } from './core.ts';
 import { growth } from './growth.ts';

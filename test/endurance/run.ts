@@ -8,7 +8,8 @@ import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
-const ALL = readdirSync(new URL('.', import.meta.url)).map((file) => file.replace(/\.ts$/, ''))
+const ALL = readdirSync(new URL('.', import.meta.url))
+  .map((file) => file.replace(/\.ts$/, ''))
   .filter((name) => name !== 'run' && name !== 'shared');
 const names = process.argv.length > 2 ? process.argv.slice(2) : ALL;
 const unknown = names.filter((name) => !ALL.includes(name));
@@ -20,8 +21,13 @@ if (unknown.length > 0) {
 const failed: string[] = [];
 for (const name of names) {
   const file = fileURLToPath(new URL(`${name}.ts`, import.meta.url));
-  const [code] = await once(spawn(process.execPath, [...process.execArgv, file], { stdio: 'inherit' }), 'close');
-  if (code !== 0) failed.push(name);
+  const [code] = await once(
+    spawn(process.execPath, [...process.execArgv, file], { stdio: 'inherit' }),
+    'close',
+  );
+  if (code !== 0) {
+    failed.push(name);
+  }
 }
 if (failed.length > 0) {
   console.error(`Failed: ${failed.join(', ')}.`);

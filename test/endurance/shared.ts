@@ -6,8 +6,8 @@ import net from 'node:net';
 import { fileURLToPath } from 'node:url';
 import type { App } from '../../server.ts';
 
-const isLong = process.env['ENDURANCE'] === 'long';
-const isServer = process.env['ENDURANCE_SERVER'] === '1';
+const isLong = process.env.ENDURANCE === 'long';
+const isServer = process.env.ENDURANCE_SERVER === '1';
 
 /** One of two sizes: of the short form, which CI runs, and of the long one (`ENDURANCE=long`). */
 export const size = (short: number, long: number): number => (isLong ? long : short);
@@ -50,14 +50,23 @@ export interface Run {
  * Runs `body` where `url`, the module's own, is the process; in the server's process the same module is the app.
  * Exits with 1, and one sentence that has the seed, for a claim that does not hold, an error or the deadline.
  */
-export async function endure(url: string, deadline: number, body: (run: Run) => Promise<void>): Promise<void> {
-  if (isServer || process.argv[1] !== fileURLToPath(url)) return;
+export async function endure(
+  url: string,
+  deadline: number,
+  body: (run: Run) => Promise<void>,
+): Promise<void> {
+  if (isServer || process.argv[1] !== fileURLToPath(url)) {
+    return;
+  }
   const name = url.split('/').at(-1)?.replace('.ts', '') ?? '';
-  const seed = Number(process.env['SEED'] || Math.floor(Math.random() * 2 ** 32));
+  const seed = Number(process.env.SEED || Math.floor(Math.random() * 2 ** 32));
   const replay = `Replay with ${isLong ? 'ENDURANCE=long ' : ''}SEED=${seed} and this file.`;
   const broken: string[] = [];
   let stage = 'the start';
-  const fail = (why: string): void => { console.error(`${name} failed: ${why} ${replay}`); process.exit(1); };
+  const fail = (why: string): void => {
+    console.error(`${name} failed: ${why} ${replay}`);
+    process.exit(1);
+  };
   const timer = setTimeout(() => fail(`the deadline of ${deadline / 1000} s passed at ${stage}.`), deadline);
   console.log(`${name}: ${isLong ? 'long' : 'short'} form, seed ${seed}, Node ${process.versions.node}`);
   const begin = performance.now();
@@ -67,16 +76,22 @@ export async function endure(url: string, deadline: number, body: (run: Run) => 
       random: (index) => random(seed ^ Math.imul(index + 1, 0x9e3779b1)),
       claim(holds, sentence, figures) {
         console.log(`  ${holds ? 'ok  ' : 'NOT '} ${sentence}${figures ? `: ${figures}` : ''}`);
-        if (!holds) broken.push(sentence);
+        if (!holds) {
+          broken.push(sentence);
+        }
       },
-      stage(name) { stage = name; },
+      stage(name) {
+        stage = name;
+      },
     });
   } catch (error) {
     console.error(error);
     fail(`an error at ${stage}.`);
   }
   clearTimeout(timer);
-  if (broken.length > 0) fail(`it does not hold that ${broken.join('; nor that ')}.`);
+  if (broken.length > 0) {
+    fail(`it does not hold that ${broken.join('; nor that ')}.`);
+  }
   console.log(`  ${((performance.now() - begin) / 1000).toFixed(1)} s`);
   process.exit(0);
 }
@@ -99,7 +114,9 @@ export interface Figures {
 }
 
 const alive = { sockets: 0, requests: 0 };
-const collected = new FinalizationRegistry((kind: keyof typeof alive) => { alive[kind] -= 1; });
+const collected = new FinalizationRegistry((kind: keyof typeof alive) => {
+  alive[kind] -= 1;
+});
 const watch = (kind: keyof typeof alive, object: object): void => {
   alive[kind] += 1;
   collected.register(object, kind);
@@ -107,9 +124,13 @@ const watch = (kind: keyof typeof alive, object: object): void => {
 
 /** In the server's process: answers the script's questions about `app`, and ends when the script does. */
 export function probe(app: App, counts: Record<string, number> = {}, notes: readonly string[] = []): App {
-  if (!isServer) return app;
+  if (!isServer) {
+    return app;
+  }
   subscribe('net.server.socket', (message) => watch('sockets', (message as { socket: object }).socket));
-  subscribe('http.server.request.start', (message) => watch('requests', (message as { request: object }).request));
+  subscribe('http.server.request.start', (message) =>
+    watch('requests', (message as { request: object }).request),
+  );
   process.on('disconnect', () => process.exit(1));
   process.on('message', async (question: 'now' | 'collected') => {
     for (let round = 0; question === 'collected' && round < 4; round += 1) {
@@ -120,7 +141,16 @@ export function probe(app: App, counts: Record<string, number> = {}, notes: read
     const { user, system } = process.cpuUsage();
     const open = process.getActiveResourcesInfo().filter((name) => name === 'TCPSocketWrap').length;
     const told = notes.slice(0, 100);
-    const figures: Figures = { pending: app.pending, heap, rss, cpu: user + system, open, alive, counts, notes: told };
+    const figures: Figures = {
+      pending: app.pending,
+      heap,
+      rss,
+      cpu: user + system,
+      open,
+      alive,
+      counts,
+      notes: told,
+    };
     process.send?.(figures);
   });
   return app;
@@ -143,15 +173,25 @@ export const pause = (ms: number): Promise<void> => new Promise((resolve) => set
 export async function startServer(url: string, env: Record<string, string> = {}): Promise<Server> {
   const root = fileURLToPath(new URL('../..', import.meta.url));
   const flags = process.execArgv.filter((flag) => flag !== '--expose-gc');
-  const child = spawn(process.execPath, [...flags, '--expose-gc', 'server.ts', fileURLToPath(url), '--port', '0'], {
-    cwd: root, env: { ...process.env, ...env, ENDURANCE_SERVER: '1' }, stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-  });
-  const end = (): void => void child.kill('SIGKILL');
+  const child = spawn(
+    process.execPath,
+    [...flags, '--expose-gc', 'server.ts', fileURLToPath(url), '--port', '0'],
+    {
+      cwd: root,
+      env: { ...process.env, ...env, ENDURANCE_SERVER: '1' },
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+    },
+  );
+  const end = (): void => {
+    child.kill('SIGKILL');
+  };
   process.once('exit', end);
   let stderr = '';
   let stdout = '';
   let over = false;
-  child.stderr?.setEncoding('utf8').on('data', (text: string) => { stderr += text; });
+  child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+    stderr += text;
+  });
   const exited = once(child, 'close').then(([code, signal]) => {
     over = true;
     process.removeListener('exit', end);
@@ -161,34 +201,62 @@ export async function startServer(url: string, env: Record<string, string> = {})
     throw new Error(`The server ended with ${code ?? signal}; on stderr: ${stderr.slice(-2000)}`);
   });
   early.catch(() => {}); // it is what others are raced with
-  const listening = new Promise<number>((resolve) => child.stdout?.setEncoding('utf8').on('data', (text: string) => {
-    const port = /listening on \S+:(\d+)\n/.exec(stdout += text)?.[1];
-    if (port) resolve(Number(port));
-  }));
+  const listening = new Promise<number>((resolve) =>
+    child.stdout?.setEncoding('utf8').on('data', (text: string) => {
+      stdout += text;
+      const port = /listening on \S+:(\d+)\n/.exec(stdout)?.[1];
+      if (port) {
+        resolve(Number(port));
+      }
+    }),
+  );
   const waiting: ((figures: Figures) => void)[] = [];
   child.on('message', (figures: Figures) => waiting.shift()?.(figures));
-  const figures: Server['figures'] = (question = 'now') => Promise.race([early, new Promise<Figures>((resolve) => {
-    waiting.push(resolve);
-    child.send(question, () => {}); // where it fails, the process has ended
-  })]);
+  const figures: Server['figures'] = (question = 'now') =>
+    Promise.race([
+      early,
+      new Promise<Figures>((resolve) => {
+        waiting.push(resolve);
+        child.send(question, () => {}); // where it fails, the process has ended
+      }),
+    ]);
   return {
     port: await Promise.race([listening, early]),
-    get stderr() { return stderr; },
+    get stderr() {
+      return stderr;
+    },
     figures,
     async until(condition, question) {
-      for (const end = performance.now() + 60_000; ;) {
+      for (const end = performance.now() + 60_000; ; ) {
         const now = await figures(question);
-        if (condition(now) || performance.now() > end) return now;
+        if (condition(now) || performance.now() > end) {
+          return now;
+        }
         await pause(20);
       }
     },
-    kill: (signal) => void child.kill(signal),
+    kill(signal) {
+      child.kill(signal);
+    },
     exited,
     async [Symbol.asyncDispose]() {
-      if (!over) end();
+      if (!over) {
+        end();
+      }
       await exited;
     },
   };
+}
+
+/** Ends the server: it exits with 0, as it has lost nothing, and nothing had to be said on stderr. */
+export async function claimCleanEnd(server: Server, claim: Run['claim']): Promise<void> {
+  server.kill('SIGTERM');
+  const { code } = await server.exited;
+  claim(
+    code === 0 && server.stderr === '',
+    'after SIGTERM it exits with 0, and wrote nothing to stderr',
+    `${code}${server.stderr.slice(0, 500)}`,
+  );
 }
 
 export interface Answer {
@@ -215,23 +283,41 @@ export function connect(port: number): Client {
   let over = false;
   const parse = answersIn((answer) => {
     const next = waiting.shift();
-    if (next) next(answer);
-    else answers.push(answer);
+    if (next) {
+      next(answer);
+    } else {
+      answers.push(answer);
+    }
   });
-  const closed = new Promise<string>((resolve) => socket.on('close', () => {
-    over = true;
-    for (const each of waiting.splice(0)) each(undefined);
-    resolve(rest);
-  }));
-  socket.setEncoding('latin1').on('error', () => {}).on('data', (text: string) => { rest = parse(text); });
+  const closed = new Promise<string>((resolve) =>
+    socket.on('close', () => {
+      over = true;
+      for (const each of waiting.splice(0)) {
+        each(undefined);
+      }
+      resolve(rest);
+    }),
+  );
+  socket
+    .setEncoding('latin1')
+    .on('error', () => {})
+    .on('data', (text: string) => {
+      rest = parse(text);
+    });
   return {
     socket,
-    send: (bytes) => void socket.write(bytes),
-    answer: () => new Promise((resolve) => {
-      const next = answers.shift();
-      if (next || over) resolve(next);
-      else waiting.push(resolve);
-    }),
+    send(bytes) {
+      socket.write(bytes);
+    },
+    answer: () =>
+      new Promise((resolve) => {
+        const next = answers.shift();
+        if (next || over) {
+          resolve(next);
+        } else {
+          waiting.push(resolve);
+        }
+      }),
     closed,
   };
 }
@@ -240,47 +326,68 @@ export function connect(port: number): Client {
 function answersIn(take: (answer: Answer) => void): (text: string) => string {
   let rest = '';
   let needed = 0; // where the answer ends, if that is known
-  const cut = (head: string, from: number, to: number, body = rest.slice(from, to)): void => {
-    take({ status: Number(head.slice(9, 12)), head, body });
-    rest = rest.slice(to);
-    needed = 0;
-  };
   return (text) => {
     rest += text;
     while (rest.length > 0 && rest.length >= needed) {
-      const headEnd = rest.indexOf('\r\n\r\n');
-      if (headEnd < 0) break;
-      const head = rest.slice(0, headEnd);
-      const from = headEnd + 4;
-      const length = /\r\ncontent-length: (\d+)/i.exec(head)?.[1];
-      if (length !== undefined) {
-        needed = from + Number(length);
-        if (rest.length < needed) break;
-        cut(head, from, needed);
-      } else if (/\r\ntransfer-encoding: chunked/i.test(head)) {
-        const last = /(^|\r\n)0\r\n\r\n/.exec(rest.slice(from));
-        if (!last) break;
-        const body = rest.slice(from, from + last.index);
-        cut(head, from, from + last.index + last[0].length, body.replace(/(^|\r\n)[\da-f]+\r\n/gi, ''));
-      } else {
-        cut(head, from, from);
+      const first = firstAnswer(rest);
+      if (!first) {
+        break;
       }
+      needed = first.end;
+      if (rest.length < needed) {
+        break;
+      }
+      take(first.answer(rest));
+      rest = rest.slice(needed);
+      needed = 0;
     }
     return rest;
   };
 }
 
+/** Where the first answer of `text` ends, and how to read it then; nothing as long as that cannot be told. */
+function firstAnswer(text: string): { end: number; answer: (text: string) => Answer } | undefined {
+  const headEnd = text.indexOf('\r\n\r\n');
+  if (headEnd < 0) {
+    return undefined;
+  }
+  const head = text.slice(0, headEnd);
+  const status = Number(head.slice(9, 12));
+  const from = headEnd + 4;
+  if (/\r\ntransfer-encoding: chunked/i.test(head)) {
+    const last = /(^|\r\n)0\r\n\r\n/.exec(text.slice(from));
+    if (!last) {
+      return undefined;
+    }
+    const body = text.slice(from, from + last.index).replace(/(^|\r\n)[\da-f]+\r\n/gi, '');
+    return { end: from + last.index + last[0].length, answer: () => ({ status, head, body }) };
+  }
+  const end = from + Number(/\r\ncontent-length: (\d+)/i.exec(head)?.[1] ?? 0);
+  return { end, answer: (text) => ({ status, head, body: text.slice(from, end) }) };
+}
+
 /** A request without a body, or with one of JSON. */
 export function requestOf(method: string, target: string, json?: string): string {
-  const body = json === undefined ? method === 'POST' ? 'content-length: 0\r\n' : ''
-    : `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(json)}\r\n`;
-  return `${method} ${target} HTTP/1.1\r\nhost: a\r\n${body}\r\n${json ?? ''}`;
+  const start = `${method} ${target} HTTP/1.1\r\nhost: a\r\n`;
+  if (json !== undefined) {
+    const length = Buffer.byteLength(json);
+    return `${start}content-type: application/json\r\ncontent-length: ${length}\r\n\r\n${json}`;
+  }
+  return method === 'POST' ? `${start}content-length: 0\r\n\r\n` : `${start}\r\n`;
 }
 
 /** Runs `work` for 0 to `count - 1`, `width` of them at once. */
-export async function each(count: number, width: number, work: (index: number) => Promise<void>): Promise<void> {
+export async function each(
+  count: number,
+  width: number,
+  work: (index: number) => Promise<void>,
+): Promise<void> {
   let next = 0;
-  await Promise.all(Array.from({ length: width }, async () => {
-    while (next < count) await work(next++);
-  }));
+  await Promise.all(
+    Array.from({ length: width }, async () => {
+      while (next < count) {
+        await work(next++);
+      }
+    }),
+  );
 }

@@ -7,18 +7,53 @@ import { openSync, writeSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { backgroundTasks, body, createApp, get, post, query, strings, type BackgroundTasks } from '../../server.ts';
-import { connect, each, endure, number, pause, probe, requestOf, size, startServer, type Client,
-  type Random } from './shared.ts';
+import {
+  type BackgroundTasks,
+  backgroundTasks,
+  body,
+  createApp,
+  get,
+  post,
+  query,
+  strings,
+} from '../../server.ts';
+import {
+  type Answer,
+  type Client,
+  connect,
+  each,
+  endure,
+  number,
+  pause,
+  probe,
+  type Random,
+  type Run,
+  requestOf,
+  size,
+  startServer,
+} from './shared.ts';
 
 const { LOG, DRAIN } = process.env;
 const log = LOG ? openSync(LOG, 'a') : undefined;
-const write = (line: string): void => { if (log) writeSync(log, `${line}\n`); };
+const write = (line: string): void => {
+  if (log) {
+    writeSync(log, `${line}\n`);
+  }
+};
 const turn = (): Promise<void> => new Promise(setImmediate);
 
 /** Adds a task under the name that it writes when it ends. */
 function add(tasks: BackgroundTasks, name: string, work: () => unknown = () => {}): void {
-  tasks.addTask(Object.defineProperty(async () => { await work(); write(name); }, 'name', { value: name }));
+  tasks.addTask(
+    Object.defineProperty(
+      async () => {
+        await work();
+        write(name);
+      },
+      'name',
+      { value: name },
+    ),
+  );
 }
 
 /** Accepts the request: `0 id` and then, by its tasks, `1 id`, `2 id` and `3 id`. */
@@ -30,23 +65,36 @@ function accept(tasks: BackgroundTasks, id: string, work: () => unknown = turn):
 
 const LARGE = 2 ** 21;
 const id = query('id');
-export default probe(createApp([
-  post('/order', { id, tasks: backgroundTasks }, ({ id, tasks }) => { accept(tasks, id); return id; }),
-  post('/later', { id, tasks: backgroundTasks }, async ({ id, tasks }) => {
-    accept(tasks, id);
-    for (let turns = 0; turns < 10; turns += 1) await turn();
-    return id;
-  }),
-  post('/body', { order: body(strings('id')), tasks: backgroundTasks }, ({ order: { id }, tasks }) => {
-    accept(tasks, id);
-    return id;
-  }),
-  get('/large', { id, tasks: backgroundTasks }, ({ id, tasks }) => { accept(tasks, id); return id.padEnd(LARGE); }),
-  post('/stuck', { id, tasks: backgroundTasks }, ({ id, tasks }) => {
-    accept(tasks, id, () => new Promise(() => {}));
-    return id;
-  }),
-], { drainTimeoutMs: Number(DRAIN ?? 0) }));
+export default probe(
+  createApp(
+    [
+      post('/order', { id, tasks: backgroundTasks }, ({ id, tasks }) => {
+        accept(tasks, id);
+        return id;
+      }),
+      post('/later', { id, tasks: backgroundTasks }, async ({ id, tasks }) => {
+        accept(tasks, id);
+        for (let turns = 0; turns < 10; turns += 1) {
+          await turn();
+        }
+        return id;
+      }),
+      post('/body', { order: body(strings('id')), tasks: backgroundTasks }, ({ order: { id }, tasks }) => {
+        accept(tasks, id);
+        return id;
+      }),
+      get('/large', { id, tasks: backgroundTasks }, ({ id, tasks }) => {
+        accept(tasks, id);
+        return id.padEnd(LARGE);
+      }),
+      post('/stuck', { id, tasks: backgroundTasks }, ({ id, tasks }) => {
+        accept(tasks, id, () => new Promise(() => {}));
+        return id;
+      }),
+    ],
+    { drainTimeoutMs: Number(DRAIN ?? 0) },
+  ),
+);
 
 /** What the clients of a round share. */
 interface Round {
@@ -71,10 +119,14 @@ const kept: Role = async ({ port, random, id, took }) => {
 
 const pipelined: Role = async ({ port, random, id, took }) => {
   const client = connect(port);
-  for (let more = true; more;) {
+  for (let more = true; more; ) {
     const names = Array.from({ length: 2 + random.below(8) }, id);
-    client.send(names.map((name) => requestOf('POST', `/${random.pick(['order', 'later'])}?id=${name}`)).join(''));
-    for (const name of names) more = took(name, await client.answer()) && more;
+    client.send(
+      names.map((name) => requestOf('POST', `/${random.pick(['order', 'later'])}?id=${name}`)).join(''),
+    );
+    for (const name of names) {
+      more = took(name, await client.answer()) && more;
+    }
   }
   await client.closed;
 };
@@ -146,67 +198,171 @@ const stuck: Role = async ({ port, id, took }) => {
 
 const ROLES = [kept, pipelined, slowSender, slowReader, halfHead, halfBody];
 
+interface Sum {
+  accepted: number;
+  answered: number;
+  tasks: number;
+  cut: number;
+  named: number;
+  longest: number;
+  /** What the rounds saw that must not be. */
+  readonly wrong: string[];
+  /** How often a server ended in which way. */
+  readonly codes: Map<string, number>;
+}
+
+interface Plan {
+  readonly index: number;
+  readonly drain: number;
+  readonly roles: readonly Role[];
+}
+
+/** What is wrong with the answer to `id`, if anything. */
+function faultOf(id: string, answer: Answer): string | undefined {
+  const isOwn = answer.body.trimEnd().replace(/ *"$/, '"') === `"${id}"`;
+  return answer.status === 200 && isOwn
+    ? undefined
+    : `${id} got ${answer.status} ${answer.body.slice(0, 80)}`;
+}
+
+/** The clients of a round play their roles; `signal` is called at their `goal`-th answer. Gives who has an answer. */
+function play(
+  plan: Plan,
+  port: number,
+  signal: { readonly goal: number; readonly send: () => void; readonly sent: Promise<void> },
+  { random, wrong }: { random: Run['random']; wrong: (what: string) => void },
+): { answered: ReadonlySet<string>; over: Promise<unknown> } {
+  const answered = new Set<string>();
+  let ids = 0;
+  let isSignalled = false;
+  signal.sent.then(() => {
+    isSignalled = true;
+  });
+  const id = (): string => {
+    ids += 1;
+    return `${plan.index}-${ids}`;
+  };
+  const took: Round['took'] = (id, answer) => {
+    if (!answer) {
+      if (!isSignalled) {
+        wrong(`${id} has no answer, before the signal`);
+      }
+      return false;
+    }
+    const fault = faultOf(id, answer);
+    if (fault) {
+      wrong(fault);
+    }
+    answered.add(id);
+    if (answered.size === signal.goal) {
+      signal.send();
+    }
+    return !/\r\nconnection: close/i.test(answer.head);
+  };
+  const clients = plan.roles.map((role, place) =>
+    role({ port, random: random(plan.index * 100 + place), signalled: signal.sent, id, took }),
+  );
+  return { answered, over: Promise.all(clients) };
+}
+
+/** The steps that each request has written to the file, and how many there are. */
+async function stepsIn(file: string): Promise<{ seen: Map<string, string[]>; count: number }> {
+  const seen = new Map<string, string[]>();
+  const lines = linesOf(await readFile(file, 'utf8'));
+  for (const line of lines) {
+    const [step = '', id = ''] = line.split(' ');
+    seen.set(id, [...(seen.get(id) ?? []), step]);
+  }
+  return { seen, count: lines.length };
+}
+
+const linesOf = (text: string): string[] => text.split('\n').filter((line) => line !== '');
+
+/** Each request that wrote has to have all its steps, or tasks that are named on stderr where one is stuck. */
+function checkSteps(
+  seen: ReadonlyMap<string, readonly string[]>,
+  named: readonly string[],
+  isStuck: boolean,
+  wrong: (what: string) => void,
+): void {
+  for (const [id, steps] of seen) {
+    const names = ['1', '2', '3'].filter((step) => named.includes(`${step} ${id}`));
+    if ([...steps, ...(isStuck ? names : [])].join('') !== '0123') {
+      wrong(`${id} has ${steps}, and ${names} named`);
+    }
+  }
+}
+
+const UNFINISHED = /^Unfinished at the end of drainTimeoutMs: (?=[123] \d+-\d+$)/;
+
+/** A server of its own gets the signal amid its clients, and ends; what it did is added to `sum`. */
+async function playRound(plan: Plan, folder: string, random: Run['random'], sum: Sum): Promise<void> {
+  const file = join(folder, `${plan.index}`);
+  await using server = await startServer(import.meta.url, { LOG: file, DRAIN: `${plan.drain}` });
+  const isStuck = plan.roles.includes(stuck);
+  const wrong = (what: string): void => {
+    sum.wrong.push(`round ${plan.index}: ${what}`);
+  };
+  const goal = random(-1000 - plan.index).below(200);
+  const { promise: sent, resolve: told } = withResolvers();
+  let signalledAt = 0;
+  const send = (): void => {
+    server.kill('SIGTERM');
+    signalledAt ||= performance.now();
+    told();
+  };
+  const { answered, over } = play(plan, server.port, { goal, send, sent }, { random, wrong });
+  if (goal === 0) {
+    send();
+  }
+  const { code, signal: killedBy } = await server.exited;
+  sum.longest = Math.max(sum.longest, performance.now() - signalledAt);
+  await over;
+
+  const { seen, count } = await stepsIn(file);
+  const left = linesOf(server.stderr);
+  const named = left.filter((line) => UNFINISHED.test(line)).map((line) => line.replace(UNFINISHED, ''));
+  checkSteps(seen, named, isStuck, wrong);
+  for (const id of answered) {
+    if (!seen.has(id)) {
+      wrong(`${id} is answered, and not accepted`);
+    }
+  }
+  if (left.length > (isStuck ? named.length : 0)) {
+    wrong(`on stderr: ${left.slice(0, 5)}`);
+  }
+  const how = `${isStuck ? 'stuck' : 'all settle'}: ${code ?? killedBy}`;
+  sum.codes.set(how, (sum.codes.get(how) ?? 0) + 1);
+  sum.cut += [...seen.keys()].filter((id) => !answered.has(id)).length;
+  sum.accepted += seen.size;
+  sum.answered += answered.size;
+  sum.tasks += count - seen.size;
+  sum.named += named.length;
+}
+
+function withResolvers(): { promise: Promise<void>; resolve: () => void } {
+  let resolve = (): void => {};
+  const promise = new Promise<void>((settle) => {
+    resolve = settle;
+  });
+  return { promise, resolve };
+}
+
 await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, stage }) => {
   const folder = await mkdtemp(join(tmpdir(), 'endurance-'));
-  const sum = { accepted: 0, answered: 0, tasks: 0, cut: 0, named: 0, longest: 0 };
-  const lost: string[] = []; // what the rounds saw that must not be
-  const codes = new Map<string, number>();
-
-  async function round(index: number, drain: number, roles: readonly Role[]): Promise<void> {
-    const file = join(folder, `${index}`);
-    await using server = await startServer(import.meta.url, { LOG: file, DRAIN: `${drain}` });
-    const answered = new Set<string>();
-    const goal = random(-1000 - index).below(200);
-    let ids = 0;
-    let signalledAt = 0;
-    let signal = (): void => {};
-    const signalled = new Promise<void>((resolve) => {
-      signal = () => { server.kill('SIGTERM'); signalledAt ||= performance.now(); resolve(); };
-    });
-    const wrong = (what: string): void => void lost.push(`round ${index}: ${what}`);
-    const everybody = Promise.all(roles.map((role, place) => role({
-      port: server.port, random: random(index * 100 + place), signalled,
-      id: () => `${index}-${ids++}`,
-      took(id, answer) {
-        if (!answer && signalledAt === 0) wrong(`${id} has no answer, before the signal`);
-        if (!answer) return false;
-        if (answer.status !== 200 || answer.body.trimEnd().replace(/ *"$/, '"') !== `"${id}"`) {
-          wrong(`${id} got ${answer.status} ${answer.body.slice(0, 80)}`);
-        }
-        answered.add(id);
-        if (answered.size === goal) signal();
-        return !/\r\nconnection: close/i.test(answer.head);
-      },
-    })));
-    if (goal === 0) signal();
-    const { code, signal: killedBy } = await server.exited;
-    sum.longest = Math.max(sum.longest, performance.now() - signalledAt);
-    await everybody;
-
-    const seen = new Map<string, string[]>();
-    const lines = (await readFile(file, 'utf8')).split('\n').filter((line) => line !== '');
-    for (const line of lines) {
-      const [step = '', id = ''] = line.split(' ');
-      seen.set(id, [...seen.get(id) ?? [], step]);
-    }
-    const left = server.stderr.split('\n').filter((line) => line !== '');
-    const named = left.map((line) => line.replace('Unfinished at the end of drainTimeoutMs: ', ''));
-    for (const [id, steps] of seen) {
-      const names = ['1', '2', '3'].filter((step) => named.includes(`${step} ${id}`));
-      const isStuck = names.length > 0 && roles.includes(stuck);
-      if (steps.join('') + (isStuck ? names.join('') : '') !== '0123') wrong(`${id} has ${steps}, and ${names} named`);
-      if (!answered.has(id)) sum.cut += 1;
-    }
-    for (const id of answered) if (!seen.has(id)) wrong(`${id} is answered, and not accepted`);
-    const others = left.filter((line) => !/^Unfinished at the end of drainTimeoutMs: [123] \d+-\d+$/.test(line));
-    if (others.length > 0 || (left.length > 0 && !roles.includes(stuck))) wrong(`on stderr: ${left.slice(0, 5)}`);
-    const how = `${roles.includes(stuck) ? 'stuck' : 'all settle'}: ${code ?? killedBy}`;
-    codes.set(how, (codes.get(how) ?? 0) + 1);
-    sum.accepted += seen.size;
-    sum.answered += answered.size;
-    sum.tasks += lines.length - seen.size;
-    sum.named += named.length;
-  }
+  const sum: Sum = {
+    accepted: 0,
+    answered: 0,
+    tasks: 0,
+    cut: 0,
+    named: 0,
+    longest: 0,
+    wrong: [],
+    codes: new Map(),
+  };
+  const { wrong, codes } = sum;
+  const round = (index: number, drain: number, roles: readonly Role[]): Promise<void> =>
+    playRound({ index, drain, roles }, folder, random, sum);
 
   const rounds = size(6, 100);
   stage('a round of SIGTERM');
@@ -221,14 +377,28 @@ await endure(import.meta.url, size(300_000, 3_600_000), async ({ claim, random, 
   await each(late, 2, (index) => round(rounds + index, 1500, [kept, pipelined, slowSender, stuck, stuck]));
   await rm(folder, { recursive: true });
 
-  claim(lost.length === 0, 'every accepted request ran its tasks once, in order, or they are named; answers are whole',
-    lost.length === 0 ? `${rounds + late} rounds, ${number(sum.accepted)} accepted, ${number(sum.answered)} answered`
-      : `${lost.length}: ${lost.slice(0, 5).join('; ')}`);
-  claim(tasks === 3 * accepted, 'within the deadline no task is left', `${number(tasks)} = 3 × ${number(accepted)}`);
+  claim(
+    wrong.length === 0,
+    'every accepted request ran its tasks once, in order, or they are named; answers are whole',
+    wrong.length === 0
+      ? `${rounds + late} rounds, ${number(sum.accepted)} accepted, ${number(sum.answered)} answered`
+      : `${wrong.length}: ${wrong.slice(0, 5).join('; ')}`,
+  );
+  claim(
+    tasks === 3 * accepted,
+    'within the deadline no task is left',
+    `${number(tasks)} = 3 × ${number(accepted)}`,
+  );
   claim(sum.cut === 0, 'every accepted request of a client that stayed is answered', `${sum.cut} are not`);
   const exits = [...codes].map(([how, times]) => `${how}, ${times} times`).join('; ');
-  claim(codes.get('all settle: 0') === rounds, `exit 0 within the deadline, in ${rounds} rounds`,
-    `${exits}; the longest took ${(sum.longest / 1000).toFixed(1)} s`);
-  claim(codes.get('stuck: 1') === late && sum.named >= 2 * late,
-    `past the deadline exit 1, in ${late} rounds, and the tasks are named`, `${sum.named} names`);
+  claim(
+    codes.get('all settle: 0') === rounds,
+    `exit 0 within the deadline, in ${rounds} rounds`,
+    `${exits}; the longest took ${(sum.longest / 1000).toFixed(1)} s`,
+  );
+  claim(
+    codes.get('stuck: 1') === late && sum.named >= 2 * late,
+    `past the deadline exit 1, in ${late} rounds, and the tasks are named`,
+    `${sum.named} names`,
+  );
 });

@@ -1,5 +1,5 @@
 /**
- * Holds each mutant of list.ts against the suite or the unit tests, so that these are known to find what they should:
+ * Holds each mutant of list.ts against the unit tests, so that these are known to find what they should:
  *
  *     node --import tsx --test test/mutants/mutants.test.ts
  */
@@ -11,54 +11,16 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { allCases, type Level } from '../conformance/cases.ts';
-import { freePort } from '../conformance/local.ts';
-import { openSession, type Verdict } from '../conformance/run.ts';
-import { mutants, unitMutants, type Change, type UnitMutant } from './list.ts';
+import { unitMutants, type Change, type UnitMutant } from './list.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
-const TSC = path.join(ROOT, 'node_modules/typescript/bin/tsc');
-const cases = allCases();
-const killed = new Set(mutants.flatMap(({ fails }) => fails));
 
-/** A case that is to fail waits so long. A busy machine can hide that it would pass; no failure is invented. */
-const FAILING_MS = 1000;
-/** A case that passes has so long for each step. */
-const PASSING_MS = 20_000;
-
-test('the lists name cases that there are, and each mutant once', () => {
-  assert.deepEqual([...killed].filter((id) => !cases.some((each) => each.id === id)), []);
-  const names = [...mutants, ...unitMutants].map(({ name }) => name);
+test('each mutant is there once', () => {
+  const names = unitMutants.map(({ name }) => name);
   assert.deepEqual(names.filter((name, place) => names.indexOf(name) < place), []);
 });
 
-test('every mutant of the suite is found by a case', () => {
-  assert.deepEqual(mutants.filter(({ fails }) => fails.length === 0).map(({ name }) => name), []);
-});
-
-for (const level of ['MUST', 'SHOULD', 'DIALECT'] satisfies Level[]) {
-  test(`every ${level} case finds a mutant`, () => {
-    assert.deepEqual(cases.filter((each) => each.level === level && !killed.has(each.id)).map(({ id }) => id), []);
-  });
-}
-
 describe('mutants', { concurrency: 4 }, () => {
-  // The slow ones first: a failing case takes its deadline.
-  for (const mutant of mutants.toSorted((a, b) => b.fails.length - a.fails.length)) {
-    const { name, fails } = mutant;
-    const found = fails.length > 8 ? `the ${fails.length} cases that it should` : fails.join(', ');
-    test(`${name}: fails exactly ${found}`, async (t) => {
-      const folder = await copyWith(t, mutant);
-      await compile(folder);
-      const failed = await failures(folder, fails);
-      const wrong = [
-        ...failed.filter(({ id }) => !fails.includes(id)).map(({ id, reason }) => `${id} fails: ${reason}`),
-        ...fails.filter((id) => !failed.some((each) => each.id === id)).map((id) => `${id} does not fail`),
-      ];
-      assert.equal(wrong.join('\n'), '');
-    });
-  }
-
   for (const mutant of unitMutants) {
     const { name, tests, pattern } = mutant;
     test(`${name}: fails '${pattern}' of ${tests}`, { timeout: 120_000 }, async (t) => {
@@ -85,34 +47,6 @@ async function copyWith(t: TestContext, { name, file, from, to }: Change): Promi
   }
   await writeFile(path.join(folder, file), parts.join(to));
   return folder;
-}
-
-/** Makes JavaScript of it, which starts in a third of the time: a mutant is started some twenty times. */
-async function compile(folder: string): Promise<void> {
-  const options = '--noCheck --module nodenext --target es2023 --rewriteRelativeImportExtensions --outDir .';
-  const args = ['--ignoreConfig', ...options.split(' '), 'server.ts', 'fixtures/conformance/reference.ts'];
-  const child = spawn(process.execPath, [TSC, ...args], { cwd: folder, stdio: ['ignore', 'pipe', 'ignore'] });
-  let output = '';
-  child.stdout.setEncoding('utf8').on('data', (text: string) => { output += text; });
-  const [code] = await once(child, 'close');
-  if (code !== 0) throw new Error(`Expected the mutant to compile: ${output}`);
-}
-
-/** Plays all cases against the reference in `folder`. The [process] cases are last: each of them restarts it. */
-async function failures(folder: string, fails: readonly string[]): Promise<Verdict[]> {
-  const command = `${JSON.stringify(process.execPath)} server.js fixtures/conformance/reference.js`;
-  const url = `http://127.0.0.1:${await freePort()}`;
-  const session = await openSession({ url, command, cwd: folder, deadlineMs: PASSING_MS });
-  const [wire, restarting] = ['wire', 'process'].map((tag) => cases.filter((each) => each.tag === tag));
-  try {
-    const verdicts: Verdict[] = [];
-    for (const each of [...wire!, ...restarting!]) {
-      verdicts.push(await session.run(each, fails.includes(each.id) ? FAILING_MS : PASSING_MS));
-    }
-    return verdicts.filter(({ status }) => status === 'fail');
-  } finally {
-    await session.close();
-  }
 }
 
 /** The titles of the tests that fail in `folder`, of those that match the pattern. */

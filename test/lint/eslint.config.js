@@ -1,0 +1,7 @@
+/** A second reading of the three core files; Biome (`.biome.json`) reads them, and all other TypeScript, first. */
+import { defineConfig } from 'eslint/config';
+import tseslint from 'typescript-eslint';
+
+export default defineConfig(tseslint.configs.recommended, {
+  linterOptions: { reportUnusedDisableDirectives: 'error' },
+});
