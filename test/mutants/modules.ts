@@ -11,11 +11,11 @@ export interface Module {
   readonly dependsOn: readonly string[];
 }
 
-/** By the beginning of the name of its test files, up to a dot. */
+/** How the names of its test files begin, up to a dot. What deps.overrides.test.ts holds is in both files. */
 const TESTS: Record<string, readonly string[]> = {
   'background.ts': ['background', 'properties'],
   'deps.ts': ['deps'],
-  'server.ts': ['server', 'shutdown', 'cli'],
+  'server.ts': ['server', 'shutdown', 'cli', 'deps.overrides'],
 };
 
 export async function findModules(): Promise<Module[]> {
@@ -23,9 +23,9 @@ export async function findModules(): Promise<Module[]> {
   const inTest = (name: string): string => `test/${name}`;
   const helpers = names.filter((name) => !name.endsWith('.test.ts')).map(inTest);
   return Object.entries(TESTS).map(([file, subjects]) => {
-    const isOurs = (name: string): boolean =>
-      name.endsWith('.test.ts') && subjects.includes(name.split('.')[0]!);
-    const tests = names.filter(isOurs).map(inTest);
+    const isTest = (name: string): boolean => name.endsWith('.test.ts');
+    const isOurs = (name: string): boolean => subjects.some((subject) => name.startsWith(`${subject}.`));
+    const tests = names.filter((name) => isTest(name) && isOurs(name)).map(inTest);
     return { file, tests, dependsOn: [...Object.keys(TESTS), 'fixtures/tutorial.ts', ...helpers, ...tests] };
   });
 }

@@ -1,7 +1,8 @@
 /** A copy of the repository in which test files are run, with a mutant or without. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cp, mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { rmSync } from 'node:fs';
+import { cp, mkdir, mkdtemp, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
@@ -33,7 +34,7 @@ export interface Copy {
   write(file: string, text: string): Promise<void>;
   /** Runs one of its test files, up to the first failure. Without `usual` the file has as long as it needs. */
   run(testFile: string, usual?: Usual): Promise<Run>;
-  remove(): Promise<void>;
+  remove(): void;
 }
 
 const running = new Set<ChildProcess>();
@@ -54,7 +55,7 @@ export async function makeCopy(): Promise<Copy> {
   return {
     write: (file, text) => writeFile(path.join(folder, 'copy', file), text),
     run: (testFile, usual) => runFile(folder, testFile, usual),
-    remove: () => rm(folder, { recursive: true, force: true, maxRetries: 5 }),
+    remove: () => rmSync(folder, { recursive: true, force: true, maxRetries: 5 }),
   };
 }
 

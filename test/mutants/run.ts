@@ -11,9 +11,9 @@
  *     npm run mutants -- --parallel 4            as many at a time; 2 unless told otherwise
  *
  * StrykerJS's instrumenter makes the mutants, and make.ts those that it lacks. StrykerJS's own runner is not used: it
- * draws no sample by a seed, has no id of a mutant that outlives an edit elsewhere, and its runner for `node:test` runs
- * all files. Nor is its instrumented source, in which the names of functions, stacks and times differ: a mutant is a
- * copy of the repository in which one place of one file is another.
+ * draws no sample by a seed, has no id of a mutant that outlives an edit elsewhere, and takes no list of the tests of
+ * each file. Nor is its instrumented source, in which the names of functions, stacks and times differ: a mutant is a
+ * copy of the repository in which one place of one file is another. The tests of each file are in modules.ts.
  *
  * An id is file, functions, operator and ordinal: `deps.ts:Scope.resolve:ConditionalExpression:2` is the second change
  * of this kind in that method. It stays as long as the function does.
@@ -65,12 +65,9 @@ const usual = new Map<string, Usual>();
 /** How many mutants a test file has found of a function, of a file. */
 const finds = new Map<string, number>();
 
-process.once('exit', killAll);
+process.once('exit', end);
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-  process.once(signal, () => {
-    killAll();
-    removeCopies().finally(() => process.exit(130));
-  });
+  process.once(signal, () => process.exit(130)); // at once: a run that is cut off has found nothing
 }
 
 const targets = await findTargets();
@@ -128,14 +125,10 @@ async function playChosen(): Promise<boolean> {
   console.log(
     `${chosen.length} mutants${drawn}; ${chosen.length - plays.length} are known from an earlier run`,
   );
-  try {
-    if (plays.length > 0 && !(await prepare(plays))) {
-      return false;
-    }
-    await share(plays, playOne);
-  } finally {
-    await removeCopies();
+  if (plays.length > 0 && !(await prepare(plays))) {
+    return false;
   }
+  await share(plays, playOne);
   return summary();
 }
 
@@ -266,6 +259,10 @@ function describe({ file, start, end, replacement }: Mutant, { source }: Target)
   return `${file}:${line}  ${inLine(source.slice(start, end))}  →  ${inLine(replacement)}`;
 }
 
-async function removeCopies(): Promise<void> {
-  await Promise.all(copies.map((copy) => copy.remove()));
+/** Leaves nothing behind: no process, and no copy. */
+function end(): void {
+  killAll();
+  for (const copy of copies) {
+    copy.remove();
+  }
 }
