@@ -77,16 +77,11 @@ export class BackgroundTasks {
   }
 
   /**
-   * Runs the queue: the first task is called before this returns. Called again, by a task too, it returns the same
-   * promise. It never rejects: see `onTaskError`.
+   * Runs the queue; no task starts before this has returned. Called again, by a task too, it returns the same promise.
+   * It never rejects: see `onTaskError`.
    */
   run(): Promise<void> {
-    if (!this.#end) {
-      // Not the promise of #runInOrder(), which a first task that calls run() would come before.
-      const { promise, resolve } = withResolver();
-      this.#end = promise;
-      this.#runInOrder(resolve);
-    }
+    this.#end ??= Promise.resolve().then(() => this.#runInOrder());
     return this.#end;
   }
 
@@ -107,7 +102,7 @@ export class BackgroundTasks {
     return dropped;
   }
 
-  async #runInOrder(then: () => void): Promise<void> {
+  async #runInOrder(): Promise<void> {
     while (!this.#waiting.isEmpty) {
       if (performance.now() >= sliceEnd) {
         await nextSlice();
@@ -130,7 +125,6 @@ export class BackgroundTasks {
       this.#current = undefined;
     }
     this.#closed ??= 'have finished';
-    then();
   }
 
   async #fail(task: Task, error: unknown): Promise<void> {
@@ -277,15 +271,6 @@ export function report(message: string, ...thrown: unknown[]): void {
 /** `POST /items`: without the query, which may hold what is nobody's business. @internal */
 export function describeRequest({ method, url }: Pick<IncomingMessage, 'method' | 'url'>): string {
   return `${method} ${url?.split('?', 1)[0]}`;
-}
-
-/** `Promise.withResolvers()`, which Node 20 does not have. */
-function withResolver(): { promise: Promise<void>; resolve: () => void } {
-  let resolve = (): void => {};
-  const promise = new Promise<void>((settle) => {
-    resolve = settle;
-  });
-  return { promise, resolve };
 }
 
 // Sharing the thread

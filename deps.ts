@@ -49,11 +49,11 @@ export type Provided<R> = Awaited<R extends Generator<infer T> | AsyncGenerator<
 /** What can be iterated, or is a generator that is declared as such: it would provide its first row. */
 type Rows = Iterable<unknown> | AsyncIterable<unknown> | Iterator<unknown> | AsyncIterator<unknown>;
 type SomeGenerator = Generator<never, never, never> | AsyncGenerator<never, never, never>;
-/** `unknown` for what a `call` may return; for a type that hides whether it is a generator, the way out. */
-type Declarable<R> = R extends Generator | AsyncGenerator
+/** Not `R` where a generator function can be declared to return it without being seen to be one. */
+type Declarable<R> = [R] extends [Generator | AsyncGenerator]
   ? unknown
-  : R extends Rows
-    ? Extract<SomeGenerator, SomeGenerator extends infer G ? (G extends R ? G : never) : never> extends never
+  : [R] extends [Rows]
+    ? [Extract<SomeGenerator, R>] extends [never]
       ? unknown
       : 'Declare the return type as Generator or AsyncGenerator, or return an array.'
     : unknown;

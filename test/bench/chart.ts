@@ -11,21 +11,30 @@ const BAR = 16;
 const escaped = (text: string): string =>
   text.replace(/[&<>"]/g, (character) => `&#${character.codePointAt(0)};`);
 
+function kindOf(name: string): 'ours' | 'raw' | 'other' {
+  if (name.startsWith(OURS)) {
+    return 'ours';
+  }
+  return name.startsWith('raw') ? 'raw' : 'other';
+}
+
 export function chart(result: Result): string {
   const rows = lines(result.servers);
   const longest = Math.max(1, ...rows.map(({ ratio }) => ratio.max));
-  const x = (share: number): number => Math.round((LEFT + (share / longest) * (WIDTH - LEFT - RIGHT)) * 10) / 10;
+  const x = (share: number): number =>
+    Math.round((LEFT + (share / longest) * (WIDTH - LEFT - RIGHT)) * 10) / 10;
   const bottom = TOP + rows.length * STEP;
-  const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => `
+  const ticks = [0, 0.25, 0.5, 0.75, 1].map(
+    (share) => `
   <line class="grid" x1="${x(share)}" y1="${TOP - 6}" x2="${x(share)}" y2="${bottom}"/>
-  <text class="tick" x="${x(share)}" y="${bottom + 16}">${share}</text>`);
+  <text class="tick" x="${x(share)}" y="${bottom + 16}">${share}</text>`,
+  );
   const bars = rows.map(({ name, ratio: { median, min, max }, rate }, at) => {
     const middle = TOP + at * STEP + STEP / 2;
-    const kind = name.startsWith(OURS) ? 'ours' : name.startsWith('raw') ? 'raw' : 'other';
     const figures = `${median.toFixed(2)} · ${Math.round(rate.median).toLocaleString('en-US')}/s`;
     return `
   <text class="name" x="${LEFT - 8}" y="${middle + 4}">${escaped(name)}</text>
-  <rect class="${kind}" x="${LEFT}" y="${middle - BAR / 2}" width="${(x(median) - LEFT).toFixed(1)}" height="${BAR}"/>
+  <rect class="${kindOf(name)}" x="${LEFT}" y="${middle - BAR / 2}" width="${(x(median) - LEFT).toFixed(1)}" height="${BAR}"/>
   <line class="range" x1="${x(min)}" y1="${middle}" x2="${x(max)}" y2="${middle}"/>
   <text class="figures" x="${WIDTH - RIGHT + 10}" y="${middle + 4}">${figures}</text>`;
   });

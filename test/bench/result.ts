@@ -15,7 +15,11 @@ export interface Sample {
   readonly steal: number;
 }
 /** A server, with a sample of each round. */
-export interface Row { readonly name: string; readonly version: string; readonly samples: readonly Sample[] }
+export interface Row {
+  readonly name: string;
+  readonly version: string;
+  readonly samples: readonly Sample[];
+}
 
 export interface Machine {
   readonly cpu: string;
@@ -46,15 +50,21 @@ export interface Result {
 export const FLOOR = 'raw node:http';
 export const CONTROL = 'raw node:http (control)';
 export const OURS = 'response-first';
+/** The same as the floor, by Deno's own server. */
+export const DENO_SERVE = 'Deno.serve';
 
 export const RESULT = new URL('result.json', import.meta.url);
 export const CHART = new URL('chart.svg', import.meta.url);
 
 /** The committed result; `undefined` while no valid run has been committed. */
 export const committed = (): Result | undefined =>
-  (existsSync(RESULT) ? JSON.parse(readFileSync(RESULT, 'utf8')) as Result : undefined);
+  existsSync(RESULT) ? (JSON.parse(readFileSync(RESULT, 'utf8')) as Result) : undefined;
 
-export interface Spread { readonly median: number; readonly min: number; readonly max: number }
+export interface Spread {
+  readonly median: number;
+  readonly min: number;
+  readonly max: number;
+}
 
 export function spread(values: readonly number[]): Spread {
   const sorted = values.toSorted((a, b) => a - b);
@@ -67,18 +77,24 @@ const perSecond = ({ requests, seconds }: Sample): number => requests / seconds;
 
 function rowOf(servers: readonly Row[], name: string): Row {
   const row = servers.find((each) => each.name === name);
-  if (!row) throw new Error(`Expected a row ${name}, got ${servers.map((each) => each.name).join(', ')}.`);
+  if (!row) {
+    throw new Error(`Expected a row ${name}, got ${servers.map((each) => each.name).join(', ')}.`);
+  }
   return row;
 }
 
 /** `measure` of a row, over the mean of the two floors in the same round. */
 function ratio(servers: readonly Row[], row: Row, measure: (sample: Sample) => number): Spread {
   const floors = [FLOOR, CONTROL].map((name) => rowOf(servers, name).samples);
-  return spread(row.samples.map((sample, round) => {
-    const [floor, control] = floors.map((samples) => samples[round]);
-    if (!floor || !control) throw new Error(`Expected ${row.name} to have as many rounds as the floors.`);
-    return measure(sample) / ((measure(floor) + measure(control)) / 2);
-  }));
+  return spread(
+    row.samples.map((sample, round) => {
+      const [floor, control] = floors.map((samples) => samples[round]);
+      if (!floor || !control) {
+        throw new Error(`Expected ${row.name} to have as many rounds as the floors.`);
+      }
+      return measure(sample) / ((measure(floor) + measure(control)) / 2);
+    }),
+  );
 }
 
 export interface Line {
@@ -94,15 +110,17 @@ export interface Line {
 
 /** The floor, the control, then the others, the most requests a second first. */
 export function lines(servers: readonly Row[]): Line[] {
-  const all = servers.map((row): Line => ({
-    name: row.name,
-    version: row.version,
-    rate: spread(row.samples.map(perSecond)),
-    ratio: ratio(servers, row, perSecond),
-    cpu: spread(row.samples.map(({ cpu }) => cpu)),
-    p99: spread(row.samples.map(({ p99 }) => p99)),
-    p99Ratio: ratio(servers, row, ({ p99 }) => p99),
-  }));
+  const all = servers.map(
+    (row): Line => ({
+      name: row.name,
+      version: row.version,
+      rate: spread(row.samples.map(perSecond)),
+      ratio: ratio(servers, row, perSecond),
+      cpu: spread(row.samples.map(({ cpu }) => cpu)),
+      p99: spread(row.samples.map(({ p99 }) => p99)),
+      p99Ratio: ratio(servers, row, ({ p99 }) => p99),
+    }),
+  );
   const floors = [FLOOR, CONTROL].flatMap((name) => all.filter((line) => line.name === name));
   const others = all.filter((line) => !floors.includes(line));
   return [...floors, ...others.sort((a, b) => b.ratio.median - a.ratio.median)];
@@ -128,31 +146,62 @@ function table(head: readonly string[], rows: readonly (readonly string[])[]): s
 /** One row a server. Call it for a valid result only. */
 export function serverTable(servers: readonly Row[]): string {
   const rows = lines(servers).map(({ name, version, rate, ratio, cpu, p99, p99Ratio }) => [
-    name.startsWith(OURS) ? `**${name}**` : name, version, whole(rate.median), ratio.median.toFixed(2), range(ratio),
-    cpu.median.toFixed(1), p99.median.toFixed(2), p99Ratio.median.toFixed(2),
+    name.startsWith(OURS) ? `**${name}**` : name,
+    version,
+    whole(rate.median),
+    ratio.median.toFixed(2),
+    range(ratio),
+    cpu.median.toFixed(1),
+    p99.median.toFixed(2),
+    p99Ratio.median.toFixed(2),
   ]);
-  const head = ['Server', 'Versions', 'Requests a second', '× raw', 'range', 'CPU a request, µs', 'p99, ms', '× raw'];
+  const head = [
+    'Server',
+    'Versions',
+    'Requests a second',
+    '× raw',
+    'range',
+    'CPU a request, µs',
+    'p99, ms',
+    '× raw',
+  ];
   return table(head, rows);
 }
 
 export function growthTables({ tasks, routes, levels, body }: Growth): string {
   const none = levels[0]?.ours ?? NaN;
   return [
-    table(['Tasks a request', 'raw, ns', 'ours, ns', '× raw', 'ours, ns a task'], tasks.map((row) => (
-      [whole(row.tasks), whole(row.floor), whole(row.ours), quotient(row), whole(row.ours / row.tasks)]))),
-    table(['Routes', 'the first one, ns', 'the last one, ns'], routes.map((row) => (
-      [whole(row.routes), whole(row.first), whole(row.last)]))),
-    table(['Levels of dependencies', 'ours, ns', 'more than none, ns'], levels.map((row) => (
-      [whole(row.levels), whole(row.ours), whole(row.ours - none)]))),
-    table(['JSON body', 'raw, ns', 'ours, ns', '× raw'], body.map((row) => (
-      [bytesOf(row.bytes), whole(row.floor), whole(row.ours), quotient(row)]))),
+    table(
+      ['Tasks a request', 'raw, ns', 'ours, ns', '× raw', 'ours, ns a task'],
+      tasks.map((row) => [
+        whole(row.tasks),
+        whole(row.floor),
+        whole(row.ours),
+        quotient(row),
+        whole(row.ours / row.tasks),
+      ]),
+    ),
+    table(
+      ['Routes', 'the first one, ns', 'the last one, ns'],
+      routes.map((row) => [whole(row.routes), whole(row.first), whole(row.last)]),
+    ),
+    table(
+      ['Levels of dependencies', 'ours, ns', 'more than none, ns'],
+      levels.map((row) => [whole(row.levels), whole(row.ours), whole(row.ours - none)]),
+    ),
+    table(
+      ['JSON body', 'raw, ns', 'ours, ns', '× raw'],
+      body.map((row) => [bytesOf(row.bytes), whole(row.floor), whole(row.ours), quotient(row)]),
+    ),
   ].join('\n\n');
 }
 
 const quotient = ({ floor, ours }: { floor: number; ours: number }): string => (ours / floor).toFixed(2);
 
 function bytesOf(bytes: number): string {
-  if (bytes < 2 ** 10) return `${bytes} B`;
+  if (bytes < 2 ** 10) {
+    return `${bytes} B`;
+  }
   return bytes < 2 ** 20 ? `${bytes / 2 ** 10} KiB` : `${bytes / 2 ** 20} MiB`;
 }
 
@@ -162,10 +211,25 @@ router, checks of the input, or a stop that waits for the tasks. The others prom
 which [the matrix](#the-conformance-suite) shows and this table does not. FastAPI is in another language, and like all
 of them it can use more cores by more processes. The figures are of one machine on one day, and hold for no other.`;
 
+/** Follows where that row is in the table. */
+const DENO_CAVEAT = `
+\`Deno.serve\` is, like raw, a program for this one route: it is to ours on Deno what raw is to ours on Node.`;
+
 /** The part of the README; while no valid run is committed, the sentence that says so. */
 export function benchPart(result: Result | undefined): string {
-  if (!result) return 'No valid run is committed. `npm run bench`, on a machine that does nothing else, makes one.';
-  const { date, command, machine, servers, core: { floor, ours }, seconds, connections, growth } = result;
+  if (!result) {
+    return 'No valid run is committed. `npm run bench`, on a machine that does nothing else, makes one.';
+  }
+  const {
+    date,
+    command,
+    machine,
+    servers,
+    core: { floor, ours },
+    seconds,
+    connections,
+    growth,
+  } = result;
   const noise = control(servers);
   const rounds = servers[0]?.samples.length ?? 0;
   const steal = Math.max(...servers.flatMap(({ samples }) => samples.map((sample) => sample.steal)));
@@ -184,7 +248,7 @@ ${steal.toFixed(1)} % of a measurement. Each server had run exactly three tasks 
 In process, without a network, a request costs ${whole(ours.cpu)} ns of the CPU, raw ${whole(floor.cpu)} ns:
 ${quotient({ floor: floor.cpu, ours: ours.cpu })} × (\`npm run bench:core\`).
 
-${CAVEAT}
+${CAVEAT}${servers.some(({ name }) => name === DENO_SERVE) ? DENO_CAVEAT : ''}
 
 <details><summary>How the cost grows, in process (<code>node test/bench/growth.ts</code>)</summary>
 
@@ -197,8 +261,9 @@ ${growthTables(growth)}
 export function serialised({ servers, growth, ...head }: Result): string {
   const list = (values: readonly unknown[], indent: string): string =>
     `[\n${values.map((value) => `${indent}  ${JSON.stringify(value)}`).join(',\n')}\n${indent}]`;
-  const rows = servers.map(({ samples, ...row }) =>
-    `    ${JSON.stringify(row).slice(0, -1)},"samples":${list(samples, '    ')}}`);
+  const rows = servers.map(
+    ({ samples, ...row }) => `    ${JSON.stringify(row).slice(0, -1)},"samples":${list(samples, '    ')}}`,
+  );
   const grown = Object.entries(growth).map(([name, values]) => `    "${name}": ${list(values, '    ')}`);
   const start = JSON.stringify(head, undefined, 2).replace(/\n}$/, '');
   return `${start},\n  "servers": [\n${rows.join(',\n')}\n  ],\n  "growth": {\n${grown.join(',\n')}\n  }\n}\n`;

@@ -14,9 +14,9 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { allCases, type Level } from '../conformance/cases.ts';
-import { freePort } from '../conformance/local.ts';
-import { openSession, type Verdict } from '../conformance/run.ts';
+import { allCases, type Level } from '../suite/cases.ts';
+import { freePort } from '../suite/local.ts';
+import { openSession, type Verdict } from '../suite/run.ts';
 import { dialects, faults } from './list.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));

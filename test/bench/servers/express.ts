@@ -3,9 +3,11 @@ import express from 'express';
 import { address, counts, order, runTasks } from './work.ts';
 
 const app = express();
-app.get('/counts', (_req, res) => { res.json(counts); });
+app.get('/counts', (_req, res) => {
+  res.json(counts);
+});
 app.post('/order', (req, res) => {
-  const item = String(req.query['item']);
+  const item = String(req.query.item);
   res.on('finish', () => runTasks(item)).json(order(item));
 });
 app.listen(address.port, address.host);

@@ -5,9 +5,13 @@
 import fastify from 'fastify';
 import { address, counts, order, runTasks } from './work.ts';
 
-interface Order { Querystring: { item: string } }
+interface Order {
+  Querystring: { item: string };
+}
 
 const app = fastify();
 app.get('/counts', async () => counts);
-app.post<Order>('/order', { onResponse: ({ query }) => runTasks(query.item) }, async ({ query }) => order(query.item));
+app.post<Order>('/order', { onResponse: ({ query }) => runTasks(query.item) }, async ({ query }) =>
+  order(query.item),
+);
 await app.listen(address);

@@ -5,7 +5,10 @@ import { address, counts, order, runTasks } from './work.ts';
 
 export function listener(req: IncomingMessage, res: ServerResponse): void {
   const { method, url = '' } = req;
-  if (method === 'GET') return send(res, counts);
+  if (method === 'GET') {
+    send(res, counts);
+    return;
+  }
   const item = decodeURIComponent(url.slice(url.indexOf('item=') + 5));
   send(res, order(item));
   res.once('finish', () => setImmediate(runTasks, item));
@@ -17,4 +20,6 @@ function send(res: ServerResponse, value: unknown): void {
   res.end(text);
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) createServer(listener).listen(address);
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  createServer(listener).listen(address);
+}

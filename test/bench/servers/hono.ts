@@ -4,11 +4,13 @@
  */
 import { setImmediate } from 'node:timers/promises';
 import { serve } from '@hono/node-server';
-import { Hono, type ExecutionContext } from 'hono';
+import { type ExecutionContext, Hono } from 'hono';
 import { address, counts, order, runTasks } from './work.ts';
 
 const context = {
-  waitUntil: (promise) => { promise.catch(console.error); },
+  waitUntil: (promise) => {
+    promise.catch(console.error);
+  },
   passThroughOnException: () => {},
   props: {},
 } satisfies ExecutionContext;
@@ -20,4 +22,8 @@ app.post('/order', (c) => {
   c.executionCtx.waitUntil(setImmediate(item).then(runTasks)); // or they run before the response
   return c.json(order(item));
 });
-serve({ fetch: (request, env) => app.fetch(request, env, context), hostname: address.host, port: address.port });
+serve({
+  fetch: (request, env) => app.fetch(request, env, context),
+  hostname: address.host,
+  port: address.port,
+});

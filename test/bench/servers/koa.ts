@@ -4,9 +4,11 @@ import Koa from 'koa';
 import { address, counts, order, runTasks } from './work.ts';
 
 const router = new Router();
-router.get('/counts', (ctx) => { ctx.body = counts; });
+router.get('/counts', (ctx) => {
+  ctx.body = counts;
+});
 router.post('/order', (ctx) => {
-  const item = String(ctx.query['item']);
+  const item = String(ctx.query.item);
   ctx.res.on('finish', () => runTasks(item));
   ctx.body = order(item);
 });

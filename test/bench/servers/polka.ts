@@ -12,7 +12,7 @@ function send(res: ServerResponse, value: unknown): void {
 polka()
   .get('/counts', (_req, res) => send(res, counts))
   .post('/order', (req, res) => {
-    const item = String(req.query['item']);
+    const item = String(req.query.item);
     res.on('finish', () => runTasks(item));
     send(res, order(item));
   })

@@ -1,4 +1,4 @@
-/** The work that every server does for `POST /order?item=…`: three small tasks after the response, each counted. */
+/** What every server does for `POST /order?item=…`: three small tasks after the response, each counted. */
 export const TASKS = ['주문 확인', '재고 차감', '알림 발송'] as const;
 
 /** What `GET /counts` answers: the orders that were answered, and the tasks that were executed. */
@@ -25,7 +25,9 @@ export async function runTasks(item: string): Promise<void> {
   for (const task of TASKS) {
     try {
       const pending: unknown = record(`${task}: ${item}`);
-      if (typeof (pending as PromiseLike<unknown> | undefined)?.then === 'function') await pending;
+      if (typeof (pending as PromiseLike<unknown> | undefined)?.then === 'function') {
+        await pending;
+      }
     } catch (error) {
       console.error(error);
     }
@@ -33,4 +35,4 @@ export async function runTasks(item: string): Promise<void> {
 }
 
 /** Where a server listens: `PORT`, on the loopback interface. */
-export const address = { host: '127.0.0.1', port: Number(process.env['PORT'] ?? 9000) };
+export const address = { host: '127.0.0.1', port: Number(process.env.PORT ?? 9000) };
