@@ -76,7 +76,7 @@ const listed = (tasks: readonly Pick<TaskInfo, 'name' | 'index'>[]): string =>
 function expected({ stop, busy, reporter, reported, before, after }: Program): string[] {
   const log: string[] = [];
   const queue: { name: string; index: number; n: number; task: Task }[] = [];
-  let [made, started, finished, failed, closed] = [0, 0, 0, 0, ''];
+  let [made, added, started, finished, failed, closed] = [0, 0, 0, 0, 0, ''];
   let isRunning = false;
   const discard = (reason: string): string => {
     const dropped = queue.splice(started);
@@ -96,13 +96,14 @@ function expected({ stop, busy, reporter, reported, before, after }: Program): s
     if ('discard' in action) {
       return log.push(`discarded: ${discard(`reason ${action.discard}`)}`);
     }
-    const index = queue.length;
+    const index = added;
     made += 1;
     const n = made;
     const name = named(n, action.add) || `task ${index + 1} of POST /order`;
     if (closed) {
       return log.push(`Too late to add ${name}: this request's tasks ${closed}. ${HOW_TO_BE_IN_TIME}`);
     }
+    added += 1;
     return queue.push({ name, index, n, task: action.add });
   };
   const fail = (what: string): void => {
