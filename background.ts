@@ -81,7 +81,7 @@ export class BackgroundTasks {
    * It never rejects: see `onTaskError`.
    */
   run(): Promise<void> {
-    this.#end ??= Promise.resolve().then(() => this.#runInOrder());
+    this.#end ??= this.#runInOrder();
     return this.#end;
   }
 
@@ -103,6 +103,7 @@ export class BackgroundTasks {
   }
 
   async #runInOrder(): Promise<void> {
+    await undefined; // run() has returned, and a first task that calls it gets this promise
     while (!this.#waiting.isEmpty) {
       if (performance.now() >= sliceEnd) {
         await nextSlice();

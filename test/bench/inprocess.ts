@@ -101,6 +101,9 @@ class FakeResponse extends EventEmitter {
     this.req = req;
     this.socket = socket;
   }
+  getHeaders(): object {
+    return {};
+  }
   writeHead(status: number, reason?: unknown, headers?: unknown): this {
     this.statusCode = status;
     this.headersSent = true;
