@@ -1019,7 +1019,10 @@ describe('a target that dies in the middle of a case', { concurrency: true }, ()
       1000,
     );
     assert.equal(verdict.reason, 'expected the exit code 0, got 4');
-    assert.deepEqual(verdict.transcript?.slice(2, 4), ['terminate "SIGINT"', 'terminate "SIGINT" afterMs 300']);
+    assert.deepEqual(verdict.transcript?.slice(2, 4), [
+      'terminate "SIGINT"',
+      'terminate "SIGINT" afterMs 300',
+    ]);
   });
 
   test('is over when the session is closed, where there is a command', async (t) => {
