@@ -87,7 +87,7 @@ describe('a request that cannot be parsed', () => {
     await client.until('null');
     await log.until('begun');
     client.send(RAW_QUERY);
-    assert.match(await client.closed, /nullHTTP\/1\.1 400 Bad Request\r\n[^]*\{"detail":"Bad Request: /);
+    assert.match(await client.closed, /nullHTTP\/1\.1 400 Bad Request\r\n[\s\S]*\{"detail":"Bad Request: /);
     held.open();
     await server.app.idle();
     assert.deepEqual(log.entries, ['begun', 'ended']);
