@@ -41,6 +41,12 @@ export type Send = PlanForm & {
 /** Names of tasks and checkpoints; or a list of them for each value of the clause's dialect. */
 export type Names = readonly string[] | Readonly<Record<string, readonly string[]>>;
 
+/** A signal to the process, `afterMs` after the step before. */
+export interface Terminate {
+  readonly terminate: 'SIGTERM' | 'SIGINT';
+  readonly afterMs?: number;
+}
+
 /** One verb, as case.schema.json has them. */
 export type Step =
   | { readonly send: Send }
@@ -53,7 +59,7 @@ export type Step =
   | { readonly connect: true }
   | { readonly disconnect: { readonly of?: string; readonly how?: 'close' | 'reset' } }
   | { readonly end: Names }
-  | { readonly terminate: 'SIGTERM' | 'SIGINT' }
+  | Terminate
   | { readonly exited: { readonly code?: number } }
   | { readonly stderr: readonly string[] };
 

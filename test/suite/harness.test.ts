@@ -1003,6 +1003,28 @@ describe('a target that dies in the middle of a case', { concurrency: true }, ()
     assert.equal(verdict.status, 'pass');
   });
 
+  test('that takes two signals at once as one ends at a second one that comes afterMs later', async (t) => {
+    const file = await mortal(t);
+    const onceMore = `
+      let since;
+      process.on('SIGINT', () => {
+        since ??= performance.now();
+        if (performance.now() - since >= 200) process.exit(4);
+      });`;
+    await writeFile(file, MORTAL + onceMore);
+    await using opened = await open({ url: await freeUrl(), command: `${NODE} ${JSON.stringify(file)}` });
+    const again: Step = { terminate: 'SIGINT', afterMs: 300 };
+    const verdict = await opened.session.run(
+      caseOf(oneTask, { response: {} }, { terminate: 'SIGINT' }, again, { exited: { code: 0 } }),
+      1000,
+    );
+    assert.equal(verdict.reason, 'expected the exit code 0, got 4');
+    assert.deepEqual(verdict.transcript?.slice(2, 4), [
+      'terminate "SIGINT"',
+      'terminate "SIGINT" afterMs 300',
+    ]);
+  });
+
   test('is over when the session is closed, where there is a command', async (t) => {
     const url = await freeUrl();
     const { session } = await open({ url, command: `${NODE} ${JSON.stringify(await mortal(t))}` });

@@ -1,6 +1,7 @@
 /** The runner: plays the cases against a target, one verb after another, and gives a verdict for each. */
 import { once } from 'node:events';
 import net from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Plan } from '../../fixtures/conformance/callback.ts';
 import {
   allCases,
@@ -10,6 +11,7 @@ import {
   planOf,
   type Send,
   type Step,
+  type Terminate,
   tasksOf,
 } from './cases.ts';
 import {
@@ -309,9 +311,8 @@ class Play {
   /** Plays all steps. Returns the value of the dialect that was seen. @throws Failure */
   async all(): Promise<string | undefined> {
     for (const step of this.#case.steps) {
-      const [[verb, argument]] = Object.entries(step) as [[string, unknown]];
-      const line = `${verb} ${JSON.stringify(argument)}`;
-      this.transcript.push(line);
+      const members = Object.entries(step).map(([name, argument]) => `${name} ${JSON.stringify(argument)}`);
+      this.transcript.push(members.join(' '));
       this.#choice = undefined;
       try {
         await this.#step(step);
@@ -400,7 +401,7 @@ class Play {
       return this.#end(step.end);
     }
     if ('terminate' in step) {
-      return this.#terminate(step.terminate);
+      return this.#terminate(step);
     }
     if ('exited' in step) {
       return this.#exited(step.exited);
@@ -547,7 +548,10 @@ class Play {
     }
   }
 
-  async #terminate(signal: NodeJS.Signals): Promise<void> {
+  async #terminate({ terminate: signal, afterMs }: Terminate): Promise<void> {
+    if (afterMs !== undefined) {
+      await delay(afterMs); // afterMs of a second signal: the case says how long, and no deadline can stand for it
+    }
     if (this.#isSignalled && !this.#target.running) {
       return; // the signal before was enough
     }

@@ -69,6 +69,14 @@ const CHECKS: Readonly<Record<string, Check>> = {
     (isObject(value) ? (rule as string[]) : [])
       .filter((name) => !Object.hasOwn(value as object, name))
       .map((name) => `${at}: expected a member '${name}'`),
+  dependentRequired: (value, rule, { at }) =>
+    Object.entries(rule as Record<string, string[]>).flatMap(([name, others]) =>
+      isObject(value) && Object.hasOwn(value, name)
+        ? others
+            .filter((other) => !Object.hasOwn(value, other))
+            .map((other) => `${at}: expected a member '${other}' beside '${name}'`)
+        : [],
+    ),
   items: (value, rule, { root, at }) =>
     (Array.isArray(value) ? value : []).flatMap((each, place) =>
       problems(each, rule as Schema, root, `${at}/${place}`),
