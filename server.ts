@@ -204,12 +204,9 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     const scope = new Scope(request, response, connection.socket, tasks, context);
     const entry = pending.enter(request, tasks);
     connection.openResponses += 1;
-    try {
-      const answer = scope.answer(router.find(request));
-      send(response, isThenable(answer) ? await answer : answer, headOf(connection));
-    } catch (error) {
-      const { left } = await scope.cleanUpAfter(error);
-      sendError(response, left, headOf(connection));
+    const sending = answer(scope, router, response, () => headOf(connection));
+    if (sending) {
+      await sending;
     }
     scope.forget();
     limitStall(response, connection.socket, stallTimeoutMs);
@@ -358,6 +355,51 @@ class StopSignal {
 }
 
 // What is sent
+
+/**
+ * Sends what the route gives, or the error. Apart from `serve`, whose variables last as long as its tasks: what was
+ * returned or thrown is to be let go of before. Gives a promise only where something has to be waited for.
+ */
+function answer(
+  scope: Scope,
+  router: Router,
+  response: ServerResponse,
+  headOf: () => OutgoingHttpHeaders,
+): Promise<void> | undefined {
+  try {
+    const value = scope.answer(router.find(scope.request));
+    if (isThenable(value)) {
+      return answerLater(scope, value, response, headOf);
+    }
+    send(response, value, headOf());
+    return undefined;
+  } catch (error) {
+    return answerError(scope, error, response, headOf);
+  }
+}
+
+async function answerLater(
+  scope: Scope,
+  value: PromiseLike<unknown>,
+  response: ServerResponse,
+  headOf: () => OutgoingHttpHeaders,
+): Promise<void> {
+  try {
+    send(response, await value, headOf());
+  } catch (error) {
+    await answerError(scope, error, response, headOf);
+  }
+}
+
+async function answerError(
+  scope: Scope,
+  error: unknown,
+  response: ServerResponse,
+  headOf: () => OutgoingHttpHeaders,
+): Promise<void> {
+  const { left } = await scope.cleanUpAfter(error);
+  sendError(response, left, headOf());
+}
 
 /** Sends what a handler has returned. `head` comes on top of its headers. */
 function send(response: ServerResponse, value: unknown, head: OutgoingHttpHeaders): void {
