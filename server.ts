@@ -479,13 +479,17 @@ function sendResponse(response: ServerResponse, value: Response, more: OutgoingH
 
 const BODILESS = [204, 304];
 
-/** The headers of `value`, and the cookies of the host beside its own. Node chooses how the body is delimited. */
+/** The headers of `value`. Node chooses how the body is delimited. */
 function headersOf(response: ServerResponse, { headers, status, body }: Response): OutgoingHttpHeaders {
   const { 'transfer-encoding': _, ...own } = Object.fromEntries(headers);
   const length = body || BODILESS.includes(status) ? {} : { 'content-length': '0' };
-  const hostCookies = response.getHeader('set-cookie') ?? [];
-  const cookies = [hostCookies].flat().map(String).concat(headers.getSetCookie());
-  return { ...length, ...own, ...(cookies.length > 0 && { 'set-cookie': cookies }) };
+  return { ...length, ...own, ...allCookies(response, headers.getSetCookie()) };
+}
+
+/** The cookies of the host, which a head with cookies of its own would replace, and behind them those. */
+function allCookies(response: ServerResponse, own: readonly string[]): OutgoingHttpHeaders {
+  const cookies = [response.getHeader('set-cookie') ?? []].flat().map(String).concat(own);
+  return cookies.length > 0 ? { 'set-cookie': cookies } : {};
 }
 
 /** The `content-length` of `value`, or undefined. @throws TypeError for one that cannot be true. */
@@ -543,7 +547,9 @@ function sendHttpError(response: ServerResponse, error: HTTPError, head: Outgoin
   if ([204, 205, 304].includes(status)) {
     sendResponse(response, new Response(null, { status, headers }), head);
   } else {
-    sendJson(response, status, { detail }, { ...headers, ...head });
+    const { 'set-cookie': cookie, ...others } = headers;
+    const cookies = allCookies(response, cookie === undefined ? [] : [cookie]);
+    sendJson(response, status, { detail }, { ...others, ...cookies, ...head });
   }
 }
 
