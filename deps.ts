@@ -129,7 +129,10 @@ export const request: Dependency<IncomingMessage> = builtIn('request', (scope) =
  */
 export const stopSignal: Dependency<AbortSignal> = builtIn('stopSignal', (scope) => scope.app.stopSignal());
 
-/** Aborted when the client is gone before its response is out; never where the response came first. */
+/**
+ * Aborted when the client is gone before its response is out; never where the response came first. One trap: of a client
+ * that leaves behind a large body, Node learns only when that is read on, or something is written.
+ */
 export const clientSignal: Dependency<AbortSignal> = builtIn(
   'clientSignal',
   once((scope) => scope.makeClientSignal()),

@@ -443,12 +443,24 @@ function checkedJson(value: unknown): unknown {
   if (typeof value !== 'object' || value === null || Array.isArray(value) || 'toJSON' in value) {
     return value;
   }
-  const isStream = Symbol.asyncIterator in value || ('pipe' in value && typeof value.pipe === 'function');
-  if (isStream || Symbol.iterator in value || types.isNativeError(value)) {
-    const advice = isStream ? 'Put a web stream into a Response' : 'Make a plain object or an array of it';
+  const advice = adviceAgainst(value);
+  if (advice) {
     throw new TypeError(`Expected a JSON value or a Response, got ${nameOfClass(value)}. ${advice}.`);
   }
   return value;
+}
+
+function adviceAgainst(value: object): string | undefined {
+  if (Symbol.asyncIterator in value || ('pipe' in value && typeof value.pipe === 'function')) {
+    return 'Put a web stream into a Response';
+  }
+  if (value instanceof Blob || value instanceof ArrayBuffer || ArrayBuffer.isView(value)) {
+    return 'Put it into a Response';
+  }
+  if (Symbol.iterator in value || types.isNativeError(value)) {
+    return 'Make a plain object or an array of it';
+  }
+  return undefined;
 }
 
 function nameOfClass(value: object): string {
