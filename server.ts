@@ -204,12 +204,9 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     const scope = new Scope(request, response, connection.socket, tasks, context);
     const entry = pending.enter(request, tasks);
     connection.openResponses += 1;
-    try {
-      const answer = scope.answer(router.find(request));
-      send(response, isThenable(answer) ? await answer : answer, headOf(connection));
-    } catch (error) {
-      const { left } = await scope.cleanUpAfter(error);
-      sendError(response, left, headOf(connection));
+    const sending = answer(scope, router, response, () => headOf(connection));
+    if (sending) {
+      await sending;
     }
     scope.forget();
     limitStall(response, connection.socket, stallTimeoutMs);
@@ -365,6 +362,51 @@ class StopSignal {
 
 // What is sent
 
+/**
+ * Sends what the route gives, or the error. Apart from `serve`, whose variables last as long as its tasks: what was
+ * returned or thrown is to be let go of before. Gives a promise only where something has to be waited for.
+ */
+function answer(
+  scope: Scope,
+  router: Router,
+  response: ServerResponse,
+  headOf: () => OutgoingHttpHeaders,
+): Promise<void> | undefined {
+  try {
+    const value = scope.answer(router.find(scope.request));
+    if (isThenable(value)) {
+      return answerLater(scope, value, response, headOf);
+    }
+    send(response, value, headOf());
+    return undefined;
+  } catch (error) {
+    return answerError(scope, error, response, headOf);
+  }
+}
+
+async function answerLater(
+  scope: Scope,
+  value: PromiseLike<unknown>,
+  response: ServerResponse,
+  headOf: () => OutgoingHttpHeaders,
+): Promise<void> {
+  try {
+    send(response, await value, headOf());
+  } catch (error) {
+    await answerError(scope, error, response, headOf);
+  }
+}
+
+async function answerError(
+  scope: Scope,
+  error: unknown,
+  response: ServerResponse,
+  headOf: () => OutgoingHttpHeaders,
+): Promise<void> {
+  const { left } = await scope.cleanUpAfter(error);
+  sendError(response, left, headOf());
+}
+
 /** Sends what a handler has returned. `head` comes on top of its headers. */
 function send(response: ServerResponse, value: unknown, head: OutgoingHttpHeaders | undefined): void {
   if (response.headersSent || response.writableEnded) {
@@ -426,12 +468,24 @@ function checkedJson(value: unknown): unknown {
   if (typeof value !== 'object' || value === null || Array.isArray(value) || 'toJSON' in value) {
     return value;
   }
-  const isStream = Symbol.asyncIterator in value || ('pipe' in value && typeof value.pipe === 'function');
-  if (isStream || Symbol.iterator in value || types.isNativeError(value)) {
-    const advice = isStream ? 'Put a web stream into a Response' : 'Make a plain object or an array of it';
+  const advice = adviceAgainst(value);
+  if (advice) {
     throw new TypeError(`Expected a JSON value or a Response, got ${nameOfClass(value)}. ${advice}.`);
   }
   return value;
+}
+
+function adviceAgainst(value: object): string | undefined {
+  if (Symbol.asyncIterator in value || ('pipe' in value && typeof value.pipe === 'function')) {
+    return 'Put a web stream into a Response';
+  }
+  if (value instanceof Blob || value instanceof ArrayBuffer || ArrayBuffer.isView(value)) {
+    return 'Put it into a Response';
+  }
+  if (Symbol.iterator in value || types.isNativeError(value)) {
+    return 'Make a plain object or an array of it';
+  }
+  return undefined;
 }
 
 function nameOfClass(value: object): string {
@@ -466,13 +520,17 @@ function sendResponse(
 
 const BODILESS = [204, 304];
 
-/** The headers of `value`, and the cookies of the host beside its own. Node chooses how the body is delimited. */
+/** The headers of `value`. Node chooses how the body is delimited. */
 function headersOf(response: ServerResponse, { headers, status, body }: Response): OutgoingHttpHeaders {
   const { 'transfer-encoding': _, ...own } = Object.fromEntries(headers);
   const length = body || BODILESS.includes(status) ? {} : { 'content-length': '0' };
-  const hostCookies = response.getHeader('set-cookie') ?? [];
-  const cookies = [hostCookies].flat().map(String).concat(headers.getSetCookie());
-  return { ...length, ...own, ...(cookies.length > 0 && { 'set-cookie': cookies }) };
+  return { ...length, ...own, ...allCookies(response, headers.getSetCookie()) };
+}
+
+/** The cookies of the host, which a head with cookies of its own would replace, and behind them those. */
+function allCookies(response: ServerResponse, own: readonly string[]): OutgoingHttpHeaders {
+  const cookies = [response.getHeader('set-cookie') ?? []].flat().map(String).concat(own);
+  return cookies.length > 0 ? { 'set-cookie': cookies } : {};
 }
 
 /** The `content-length` of `value`, or undefined. @throws TypeError for one that cannot be true. */
@@ -530,7 +588,9 @@ function sendHttpError(
   if ([204, 205, 304].includes(status)) {
     sendResponse(response, new Response(null, { status, headers }), head);
   } else {
-    sendJson(response, status, { detail }, { ...headers, ...head });
+    const { 'set-cookie': cookie, ...others } = headers;
+    const cookies = allCookies(response, cookie === undefined ? [] : [cookie]);
+    sendJson(response, status, { detail }, { ...others, ...cookies, ...head });
   }
 }
 
