@@ -112,10 +112,12 @@ describe("the host's time-outs", () => {
     answer: (req: IncomingMessage, res: ServerResponse) => void,
   ): Promise<{ timeout: number | undefined; listeners: number }> {
     const socket = gate<Socket>();
+    const finished = gate();
     const server = http.createServer({ keepAliveTimeout }, (req, res) => {
       if (own) {
         req.socket.setTimeout(own);
       }
+      res.once('finish', finished.open);
       socket.open(req.socket);
       answer(req, res);
     });
@@ -136,8 +138,8 @@ describe("the host's time-outs", () => {
     const served = await socket;
     await new Promise(setImmediate);
     client.socket.resume();
-    await whole;
-    await new Promise(setImmediate);
+    await Promise.all([whole, finished]);
+    await new Promise(setImmediate); // the app's own turn behind 'finish'
     await new Promise(setImmediate);
     const times = { timeout: served.timeout, listeners: served.listenerCount('timeout') };
     client.socket.destroy();
