@@ -277,12 +277,10 @@ type Limits = Readonly<Record<'bodyLimit' | 'drainTimeoutMs' | 'stallTimeoutMs',
 function limitsOf(options: AppOptions): Limits {
   const { bodyLimit = 2 ** 20, drainTimeoutMs = 30_000, stallTimeoutMs = 30_000 } = options;
   for (const [name, value] of Object.entries({ bodyLimit, drainTimeoutMs, stallTimeoutMs })) {
-    if (!(value >= 0 && value < 2 ** 31)) {
-      throw new RangeError(`Expected ${name} to be from 0 to 2 ** 31 - 1, got ${value}.`);
+    const least = name === 'stallTimeoutMs' ? 1 : 0; // every client waits for a moment
+    if (!(value >= least && value < 2 ** 31)) {
+      throw new RangeError(`Expected ${name} to be from ${least} to 2 ** 31 - 1, got ${value}.`);
     }
-  }
-  if (stallTimeoutMs === 0) {
-    throw new RangeError('Expected stallTimeoutMs to be over 0: every client waits for a moment.');
   }
   return { bodyLimit, drainTimeoutMs, stallTimeoutMs };
 }
@@ -370,7 +368,7 @@ function answer(
   scope: Scope,
   router: Router,
   response: ServerResponse,
-  headOf: () => OutgoingHttpHeaders,
+  headOf: () => OutgoingHttpHeaders | undefined,
 ): Promise<void> | undefined {
   try {
     const value = scope.answer(router.find(scope.request));
@@ -388,7 +386,7 @@ async function answerLater(
   scope: Scope,
   value: PromiseLike<unknown>,
   response: ServerResponse,
-  headOf: () => OutgoingHttpHeaders,
+  headOf: () => OutgoingHttpHeaders | undefined,
 ): Promise<void> {
   try {
     send(response, await value, headOf());
@@ -401,7 +399,7 @@ async function answerError(
   scope: Scope,
   error: unknown,
   response: ServerResponse,
-  headOf: () => OutgoingHttpHeaders,
+  headOf: () => OutgoingHttpHeaders | undefined,
 ): Promise<void> {
   const { left } = await scope.cleanUpAfter(error);
   sendError(response, left, headOf());
