@@ -645,12 +645,12 @@ export class Scope {
   }
 
   /** After the last task: resumes the generators, the last one first, as tasks: their errors are reported as such. */
-  async cleanUp(options: BackgroundTasksOptions): Promise<void> {
+  cleanUp(options: BackgroundTasksOptions): Promise<void> {
     const tasks = new BackgroundTasks({ ...options, request: this.request, afterFailure: 'continue' });
-    for (const cleanUp of this.#cleanUps) {
-      tasks.addTask(cleanUp.asTask());
+    for (const cleanUp of this.#cleanUps.splice(0)) {
+      tasks.addTask(cleanUp.asTask()); // only the queue has it now, and lets go of it when it has ended
     }
-    await tasks.run();
+    return tasks.run();
   }
 
   /**

@@ -56,6 +56,15 @@ const awaited = depends(async () => made('the value of an async dependency'));
 const cleanedUp = depends(function* () {
   yield made('the value of a generator');
 });
+const outer = depends(async function* () {
+  yield made('the value of a generator that is cleaning up');
+  await hold();
+});
+const inner = depends(async function* () {
+  const resource = made('what a clean-up that has ended held');
+  yield resource;
+  await Promise.resolve(resource);
+});
 const text: StandardSchema<object> = {
   '~standard': { version: 1, vendor: 'test', validate: () => ({ value: made('the value of a parameter') }) },
 };
@@ -88,6 +97,9 @@ const app = createApp(
         return made('what the handler returned');
       },
     ),
+    post('/clean-ups', { outer, inner, tasks: backgroundTasks }, ({ tasks }) => {
+      tasks.addTask((_) => {}, made('the argument of the last task'));
+    }),
     post('/responses', { tasks: backgroundTasks }, async ({ tasks }) => {
       tasks.addTask(hold);
       const response = new Response('text');

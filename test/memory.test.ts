@@ -17,10 +17,11 @@ async function seen(target: string): Promise<Seen> {
   return JSON.parse(process.stdout) as Seen;
 }
 
-describe('while a task is held, nothing is kept', () => {
+describe('while a task or a clean-up is held, nothing is kept', () => {
   const kinds = {
     '/arguments': 'of the tasks before it: arguments, results, errors and contexts',
     '/values': 'of the answered request: its body, its values and its answer',
+    '/clean-ups': 'of the last task, and of the clean-ups before the one that is held',
     '/responses': 'of a Response that was sent',
     '/errors': 'of an error that was sent, and of the values before it',
   };

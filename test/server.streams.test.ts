@@ -6,7 +6,7 @@ import { describe } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import { backgroundTasks, get } from '../server.ts';
 import { gate, rawClient, stderr } from './helpers.ts';
-import { ask, foreign, GET, Journal, serve, source, test } from './server.helpers.ts';
+import { ask, fence, foreign, GET, Journal, serve, source, test } from './server.helpers.ts';
 
 describe('the head of a streamed Response', () => {
   test('goes out where the first chunk is not there', async () => {
@@ -59,10 +59,17 @@ describe('the head of a streamed Response', () => {
     assert.match(await client.closed, /late/);
   });
 
-  test('goes out with the first chunk where that is there', async (t) => {
-    await using server = await serve([get('/', () => new Response('text'))]);
+  test('goes out with the first chunk where that is there, also where the second one is far', async (t) => {
+    const second = gate<string>();
+    const parts = ['first', second, undefined];
+    await using server = await serve([get('/', () => new Response(source(() => parts.shift())))]);
     const flush = t.mock.method(http.OutgoingMessage.prototype, 'flushHeaders');
-    assert.equal((await ask(server.url)).body, 'text');
+    using client = await rawClient(server.port);
+    client.send(...GET('/', 'connection: close'));
+    await client.until('first');
+    await fence(server.url);
+    second.open('second');
+    assert.match(await client.closed, /second/);
     const ofServer = flush.mock.calls.filter((call) => call.this instanceof http.ServerResponse);
     assert.equal(ofServer.length, 0);
   });
