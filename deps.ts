@@ -158,7 +158,7 @@ export interface Parameter {
  */
 export const query: Parameter = parameter('query', (name) => {
   const readAlone = readLoneParameter(name);
-  return (scope) => readAlone(scope.request.url ?? '') ?? scope.searchParams().getAll(name).at(-1);
+  return (scope) => readAlone(scope.request.url as string) ?? scope.searchParams().getAll(name).at(-1);
 });
 
 /** A request header, in the forms of {@link query}. */
@@ -227,7 +227,7 @@ function parameter(source: 'query' | 'header', readerOf: (name: string) => ReadT
  */
 export function body<T>(schema: StandardSchema<T>): Dependency<T> {
   const read = once<T>(async (scope) => {
-    const value = await scope.readBody();
+    const value = await scope.body;
     return value === rejected ? rejected : validate(scope, ['body'], schema, value);
   });
   return { ...builtIn('body', read), schema };
@@ -519,7 +519,7 @@ export class Scope {
     if (values !== rejected) {
       return handler(values);
     }
-    const errors = [...(this.#errors?.values() ?? [])];
+    const errors = [...this.#errors!.values()];
     const unparsable = errors.filter(({ type }) => type === 'json_invalid');
     throw new HTTPError(422, unparsable.length > 0 ? unparsable : errors);
   }
@@ -592,11 +592,8 @@ export class Scope {
     this.#body.catch(() => {}); // it is met where `body()` is declared, or not at all
   }
 
-  /** The value of the body; reading began when the request arrived, or begins now. */
-  readBody(): Promise<unknown> {
-    if (!this.#body) {
-      this.#startReading();
-    }
+  /** The value of the body; reading began when the request arrived. */
+  get body(): Promise<unknown> {
     return this.#body as Promise<unknown>;
   }
 

@@ -212,7 +212,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
     limitStall(response, connection.socket, stallTimeoutMs);
     await new Promise<unknown>((resolve) => whenOut(response, connection.socket, resolve));
     connection.openResponses -= 1;
-    leaveConnection(request, connection);
+    release(request, connection, closed !== undefined && server !== undefined);
     await tasks.run();
     if (scope.hasCleanUps) {
       await scope.cleanUp({ onTaskError });
@@ -223,16 +223,6 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
   /** Whether the connection ends with the response: only where nothing else is to be sent on it. */
   function headOf({ openResponses }: Connection): OutgoingHttpHeaders | undefined {
     return closed && server && openResponses === 1 ? CLOSE : undefined;
-  }
-
-  /** Its response is out: what is left of the body is in the way of the next request of the connection. */
-  function leaveConnection(request: IncomingMessage, connection: Connection): void {
-    if (request.readableDidRead) {
-      request.resume();
-    }
-    if (closed && server && connection.openResponses === 0) {
-      connection.end();
-    }
   }
 
   async function listen(address: Address): Promise<{ url: string }> {
@@ -270,6 +260,16 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 }
 
 const CLOSE = { connection: 'close' };
+
+/** A response is out: what is left of its request's body is in the way of the next one, and a stop needs no next one. */
+function release(request: IncomingMessage, connection: Connection, isStopping: boolean): void {
+  if (request.readableDidRead) {
+    request.resume();
+  }
+  if (isStopping && connection.openResponses === 0) {
+    connection.end();
+  }
+}
 
 type Limits = Readonly<Record<'bodyLimit' | 'drainTimeoutMs' | 'stallTimeoutMs', number>>;
 
@@ -625,9 +625,6 @@ async function pipe(stream: ReadableStream, response: ServerResponse, length?: n
       if (!response.write(next.value)) {
         await new Promise<void>((resolve) => {
           goOn = resolve;
-          if (isOver) {
-            resolve();
-          }
         });
       }
     }
@@ -691,14 +688,13 @@ function limitStall(response: ServerResponse, connection: Duplex | undefined, st
     return;
   }
   let taken = takenFrom(connection);
-  let since = performance.now();
+  let looksInVain = 0; // not the time: while a task blocks the thread, no client can take anything
   const look = (): void => {
     const before = taken;
     taken = takenFrom(connection);
     const hasMoved = taken.writes !== before.writes || taken.left !== before.left;
-    if (hasMoved || connection.writableLength === 0) {
-      since = performance.now();
-    } else if (performance.now() - since >= stallTimeoutMs) {
+    looksInVain = hasMoved || connection.writableLength === 0 ? 0 : looksInVain + 1;
+    if (looksInVain === LOOKS_A_STALL) {
       connection.destroy();
     }
   };

@@ -1,9 +1,11 @@
 /** Where a route declares `body()`, reading begins when the request arrives: the order of declaration does not matter. */
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { describe } from 'node:test';
 import {
   backgroundTasks,
   body,
+  createApp,
   type Dependencies,
   depends,
   get,
@@ -14,7 +16,7 @@ import {
   strings,
 } from '../server.ts';
 import { gate, rawClient, stderr } from './helpers.ts';
-import { fence, GET, gone, Journal, serve, test } from './server.helpers.ts';
+import { fence, foreign, GET, gone, Journal, serve, test } from './server.helpers.ts';
 
 const head = (length: number): string[] => [
   'POST / HTTP/1.1',
@@ -208,5 +210,31 @@ describe('reading a body early', () => {
     using client = await rawClient(server.port);
     client.send(...head(2), '{}');
     assert.match(await client.until(']}'), /"loc":\["query","q"\][\s\S]*"loc":\["body","item"\]/);
+  });
+});
+
+describe('a request that was destroyed before the app is called', () => {
+  test('its body cannot be read: the handler is not called, the tasks are discarded, nothing is pending', async (t) => {
+    const lines = stderr(t);
+    const log = new Journal();
+    const app = createApp([
+      post(
+        '/',
+        { audit: depends({ tasks: backgroundTasks }, ({ tasks }) => tasks.addTask(log.write, 'task')), item },
+        () => log.write('handler'),
+      ),
+    ]);
+    const called = gate();
+    await using server = await foreign(async (req, res) => {
+      await once(req, 'close');
+      app.listener(req, res);
+      called.open();
+    });
+    using client = await rawClient(server.port);
+    client.send(...head(TEA.length), TEA.slice(1));
+    client.socket.destroy();
+    await called;
+    await app.idle();
+    assert.deepEqual([log.entries, lines], [[], []]);
   });
 });
