@@ -1,6 +1,5 @@
 /** Where a route declares `body()`, reading begins when the request arrives: the order of declaration does not matter. */
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
 import { describe } from 'node:test';
 import {
   backgroundTasks,
@@ -224,14 +223,17 @@ describe('a request that was destroyed before the app is called', () => {
         () => log.write('handler'),
       ),
     ]);
+    const arrived = gate();
     const called = gate();
     await using server = await foreign(async (req, res) => {
-      await once(req, 'close');
+      arrived.open();
+      await new Promise((resolve) => req.on('error', () => {}).once('close', resolve));
       app.listener(req, res);
       called.open();
     });
     using client = await rawClient(server.port);
     client.send(...head(TEA.length), TEA.slice(1));
+    await arrived;
     client.socket.destroy();
     await called;
     await app.idle();
