@@ -69,6 +69,9 @@ describe('the router', () => {
       'POST /items/1': notAllowed('GET', 'HEAD', 'PUT'),
     }));
 
+  test('a literal segment may stand twice in a path', () =>
+    answers(named('GET /items/:id/items'), { 'GET /items/1/items': 'GET /items/:id/items' }));
+
   test('a method that the path lacks is 405 with Allow, OPTIONS too', () =>
     answers(named('GET /items', 'POST /items', 'DELETE /items/:id', 'HEAD /head'), {
       'DELETE /items': notAllowed('GET', 'HEAD', 'POST'),
