@@ -149,6 +149,13 @@ describe('the router', () => {
     assert.equal(await of(encodeURI('/주문/김 철수/확인')), '김 철수');
   });
 
+  test('a route without a parameter is found by its path as it is written, also in percent-encoding', () =>
+    answers(named('GET /50%25', 'GET /a%2Fb'), {
+      'GET /50%25': 'GET /50%25',
+      'GET /a%2Fb': 'GET /a%2Fb',
+      'GET /a/b': notFound,
+    }));
+
   test('a path that is not UTF-8 in percent-encoding is 400, and nothing is reported', async (t) => {
     const lines = stderr(t);
     await using server = await serve([
