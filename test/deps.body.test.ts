@@ -62,6 +62,11 @@ describe('the body', () => {
     ]);
   });
 
+  test('strings() is a Standard Schema of version 1, which names its vendor', () => {
+    const { version, vendor } = strings('item')['~standard'];
+    assert.deepEqual({ version, vendor }, { version: 1, vendor: 'response-first' });
+  });
+
   test('`__proto__` and `constructor` are plain data in a body', async () => {
     const hostile = '{"__proto__":"p","constructor":"c"}';
     const echo = (value: StandardSchema<unknown>): Route[] => [

@@ -69,6 +69,9 @@ describe('the router', () => {
       'POST /items/1': notAllowed('GET', 'HEAD', 'PUT'),
     }));
 
+  test('a literal segment may stand twice in a path', () =>
+    answers(named('GET /items/:id/items'), { 'GET /items/1/items': 'GET /items/:id/items' }));
+
   test('a method that the path lacks is 405 with Allow, OPTIONS too', () =>
     answers(named('GET /items', 'POST /items', 'DELETE /items/:id', 'HEAD /head'), {
       'DELETE /items': notAllowed('GET', 'HEAD', 'POST'),
@@ -145,6 +148,13 @@ describe('the router', () => {
     assert.deepEqual(await of('/files/a/b'), { detail: 'Not Found' });
     assert.equal(await of(encodeURI('/주문/김 철수/확인')), '김 철수');
   });
+
+  test('a route without a parameter is found by its path as it is written, also in percent-encoding', () =>
+    answers(named('GET /50%25', 'GET /a%2Fb'), {
+      'GET /50%25': 'GET /50%25',
+      'GET /a%2Fb': 'GET /a%2Fb',
+      'GET /a/b': notFound,
+    }));
 
   test('a path that is not UTF-8 in percent-encoding is 400, and nothing is reported', async (t) => {
     const lines = stderr(t);
