@@ -441,8 +441,8 @@ function rememberConnection(request: Remembering): void {
   request[CONNECTION] = request.socket;
 }
 
-/** The connection of a response, also where the request has lost it; a response that is injected may have none. */
-function connectionOf(response: AnyResponse): Duplex | undefined {
+/** The connection of a response, also where the request has lost it; one that is injected may have none. @internal */
+export function connectionOf(response: AnyResponse): Duplex | undefined {
   const request = response.req as Remembering | undefined;
   return request?.[CONNECTION] ?? request?.socket ?? response.socket ?? undefined;
 }

@@ -16,6 +16,7 @@ import { parseArgs, types } from 'node:util';
 import {
   BackgroundTasks,
   type BackgroundTasksOptions,
+  connectionOf,
   describeRequest,
   isThenable,
   report,
@@ -199,7 +200,7 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
   /** The whole path of a request. */
   async function serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const connection = connections.of(request.socket ?? response.socket ?? undefined);
+    const connection = connections.of(connectionOf(response));
     const tasks = new BackgroundTasks({ request, afterFailure, onTaskError });
     const scope = new Scope(request, response, connection.socket, tasks, context);
     const entry = pending.enter(request, tasks);
@@ -442,7 +443,7 @@ function sendJson(
   if (more) {
     writeHead(response, status, { ...own, ...more, 'content-length': own['content-length'] });
   } else {
-    response.writeHead(status, http.STATUS_CODES[status] ?? 'unknown', own); // most answers: 0.1 µs less
+    response.writeHead(status, phraseOf(status), own); // most answers: 0.1 µs less
   }
   end(response, text);
 }
@@ -547,17 +548,22 @@ function declaredLength({ headers, status, body }: Response, isHead: boolean): n
   return length;
 }
 
+/** Always given: a head that was refused before may have left its own. */
+function phraseOf(status: number): string {
+  return http.STATUS_CODES[status] ?? 'unknown';
+}
+
 /** Writes the head, or leaves the headers as they were: a refused one has nothing to do with the 500 behind it. */
 function writeHead(response: ServerResponse, status: number, headers: OutgoingHttpHeaders): void {
   const before = response.getHeaders();
   try {
-    response.writeHead(status, http.STATUS_CODES[status] ?? 'unknown', headers);
+    response.writeHead(status, phraseOf(status), headers);
   } catch (error) {
     for (const name of response.getHeaderNames()) {
       response.removeHeader(name);
     }
     for (const [name, value] of Object.entries(before)) {
-      response.setHeader(name, value ?? '');
+      response.setHeader(name, value as number | string | string[]);
     }
     throw error;
   }
@@ -971,7 +977,7 @@ function parametersOf({ path }: Route, segments: readonly string[]): ReadonlyMap
   const parameters = new Map<string, string>();
   for (const [place, segment] of segmentsOf(path).entries()) {
     if (isParameter(segment)) {
-      parameters.set(segment.slice(1), segments[place] ?? '');
+      parameters.set(segment.slice(1), segments[place] as string);
     }
   }
   return parameters;

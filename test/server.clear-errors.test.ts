@@ -29,6 +29,10 @@ describe('a returned object of which JSON would make {}', () => {
       () => Readable.from(['a']),
       /got a value of Readable\. Put a web stream into a Response/,
     ],
+    'a stream of the first kind': [
+      () => ({ pipe() {} }),
+      /got a value of Object\. Put a web stream into a Response/,
+    ],
     'a web stream': [
       () => new Response('a').body,
       /got a value of ReadableStream\. Put a web stream into a Response/,
@@ -77,6 +81,7 @@ describe('a returned object of which JSON would make {}', () => {
       {},
       Object.create(null),
       new (class A {})(),
+      { pipe: 'of steel' },
     ];
     const left = [...values];
     await using server = await serve([get('/', () => left.shift())]);
