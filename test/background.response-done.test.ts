@@ -403,3 +403,28 @@ describe('what a connection keeps', () => {
     );
   });
 });
+
+describe('responseDone, asked more than once', () => {
+  test('adds one listener, and gives one promise', async (t) => {
+    const { res } = await exchange(t, GET);
+    const first = responseDone(res);
+    const listeners = res.listenerCount('finish');
+    assert.equal(responseDone(res), first);
+    assert.equal(res.listenerCount('finish'), listeners);
+    res.end();
+    await first;
+  });
+
+  test('asked for the first time when the response is out, it adds none', async (t) => {
+    const { res } = await exchange(t, GET);
+    const finished = once(res, 'finish');
+    res.end();
+    await finished;
+    const before = res.eventNames().map((name) => [name, res.listenerCount(name)]);
+    await responseDone(res);
+    assert.deepEqual(
+      res.eventNames().map((name) => [name, res.listenerCount(name)]),
+      before,
+    );
+  });
+});

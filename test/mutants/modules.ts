@@ -14,7 +14,7 @@ export interface Module {
 /** How the names of its test files begin, up to a dot. What some of them hold is in more than one of the three files. */
 const TESTS: Record<string, readonly string[]> = {
   'background.ts': ['background', 'properties', 'memory'],
-  'deps.ts': ['deps', 'memory'],
+  'deps.ts': ['deps', 'memory', 'server.clear-errors', 'server.on-throw', 'server.signals'],
   'server.ts': ['server', 'shutdown', 'signals', 'cli', 'deps.overrides', 'memory'],
 };
 
