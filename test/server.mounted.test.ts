@@ -161,3 +161,25 @@ describe("the host's time-outs", () => {
     });
   }
 });
+
+describe('the end of the time of a mounted app', () => {
+  test('cuts the connection of a request that came after half of it', async (t) => {
+    stderr(t);
+    const arrived = gate();
+    const hang = get('/', () => {
+      arrived.open();
+      return new Promise(() => {});
+    });
+    const app = createApp([hang], { drainTimeoutMs: 2_000 });
+    await using server = await foreign(app.listener);
+    using first = await rawClient(server.port);
+    using second = await rawClient(server.port);
+    first.send(...GET('/'));
+    await arrived;
+    const closed = app.close();
+    await first.closed;
+    second.send(...GET('/'));
+    await second.closed;
+    assert.deepEqual(await closed, { unfinished: ['GET /', 'GET /'] });
+  });
+});

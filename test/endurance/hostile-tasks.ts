@@ -155,6 +155,12 @@ const FAILURES: readonly ((value: unknown) => unknown)[] = [
   (value) => {
     throw rejecting(value);
   },
+  function* (value) {
+    yield value;
+  },
+  async function* (value) {
+    yield value;
+  },
 ];
 /** Ways to be strange with a value, and yet succeed; the first three leave a rejection behind. */
 const ORPHANS = 3;
@@ -183,9 +189,6 @@ const SUCCESSES: readonly ((value: unknown) => unknown)[] = [
   () => withThen({ value: 1 }),
   () => withThen({ value: null }),
   () => withThen({ value: 'then' }),
-  function* (value) {
-    yield value;
-  },
 ];
 
 /** Adds `work` between tasks that count: they have to run in order, whatever it does. */
