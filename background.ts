@@ -1,6 +1,7 @@
 /**
  * FastAPI's `BackgroundTasks` for Node: functions that run after the response, one after another, and
- * {@link responseDone}, which tells when they may. This file imports nothing but Node: copy it alone into any service.
+ * {@link responseDone}, which tells when they may. This file imports nothing but Node: copy it alone into any
+ * service.
  */
 import { AsyncResource } from 'node:async_hooks';
 import { type Channel, channel } from 'node:diagnostics_channel';
@@ -23,7 +24,9 @@ export interface TaskInfo {
 export interface BackgroundTasksOptions {
   /** The request that the tasks belong to; reports and channels name it. */
   readonly request?: IncomingMessage | undefined;
-  /** After a failed task, run the rest (`'continue'`, the default) or drop it (`'stop'`, as Starlette does). */
+  /**
+   * After a failed task, run the rest (`'continue'`, the default) or drop it (`'stop'`, as Starlette does).
+   */
   readonly afterFailure?: 'continue' | 'stop' | undefined;
   /** Called, and awaited, in place of the report on stderr. */
   readonly onTaskError?: ((error: unknown, task: TaskInfo) => unknown) | undefined;
@@ -58,9 +61,9 @@ export class BackgroundTasks {
   }
 
   /**
-   * Queues `fn(...args)`, to be run in the async context of this call. A running task may add more: they join the end.
-   * Two traps, an arrow function avoids both: a method loses its `this` (`addTask(() => mailer.send(to))`),
-   * and of an overloaded function only the last overload is accepted.
+   * Queues `fn(...args)`, to be run in the async context of this call. A running task may add more: they join
+   * the end. Two traps, an arrow function avoids both: a method loses its `this`
+   * (`addTask(() => mailer.send(to))`), and of an overloaded function only the last overload is accepted.
    * @throws TypeError if `fn` is not a function; Error if the queue has finished or was discarded.
    */
   addTask<A extends unknown[]>(fn: (...args: A) => unknown, ...args: A): void {
@@ -77,8 +80,8 @@ export class BackgroundTasks {
   }
 
   /**
-   * Runs the queue; no task starts before this has returned. Called again, by a task too, it returns the same promise.
-   * It never rejects: see `onTaskError`.
+   * Runs the queue; no task starts before this has returned. Called again, by a task too, it returns the same
+   * promise. It never rejects: see `onTaskError`.
    */
   run(): Promise<void> {
     this.#end ??= this.#runInOrder();
@@ -91,7 +94,10 @@ export class BackgroundTasks {
     return tasks.map((task) => task.info(this.#options.request));
   }
 
-  /** Closes the queue: what has not started never will. Returns that; `:dropped` publishes each with the `reason`. */
+  /**
+   * Closes the queue: what has not started never will. Returns that; `:dropped` publishes each with the
+   * `reason`.
+   */
   discard(reason: string): readonly TaskInfo[] {
     const dropped = [...this.#waiting].map((task) => task.info(this.#options.request));
     this.#waiting.clear();
@@ -188,7 +194,10 @@ class Task {
     return this.context.runInAsyncScope(this.#fn, undefined, ...this.#args);
   }
 
-  /** Waits for what the function has returned: in the task's context, as a thenable may begin its work only then. */
+  /**
+   * Waits for what the function has returned: in the task's context, as a thenable may begin its work only
+   * then.
+   */
   async settle(result: unknown): Promise<void> {
     if (types.isGeneratorObject(result)) {
       throw new TypeError(
@@ -213,7 +222,10 @@ class Task {
   }
 }
 
-/** Tasks in the order added. A linked list lets go of each one that is taken; an array's `shift()` copies the rest. */
+/**
+ * Tasks in the order added. A linked list lets go of each one that is taken; an array's `shift()` copies the
+ * rest.
+ */
 class TaskList {
   #first: Task | undefined;
   #last: Task | undefined;
@@ -303,14 +315,16 @@ type AnyResponse = ServerResponse | Http2ServerResponse;
 const donePromises = new WeakMap<AnyResponse, Promise<void>>();
 
 /**
- * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. Never rejects.
- * A task that then blocks the thread delays neither the response nor its end of file. May be called at any time, also
- * late, and as often as you like. A client may leave before the handler ends: await the handler first, then this.
+ * Resolves when `res` is out: its last byte was handed to the operating system, or the client is gone. Never
+ * rejects. A task that then blocks the thread delays neither the response nor its end of file. May be called
+ * at any time, also late, and as often as you like. A client may leave before the handler ends: await the
+ * handler first, then this.
  *
- * A response that is destroyed while it waits behind another ends the connection in its turn, and counts as out then.
- * One trap: a request that is destroyed early (`pipeline(req, …)` failed, a `for await` over it was left) has no socket
- * any more. If its response waits behind another of its connection, Node 20 and 22 tell nobody that the client has
- * left: `new BackgroundTasks({ request })`, made when the request arrives, remembers the connection.
+ * A response that is destroyed while it waits behind another ends the connection in its turn, and counts as
+ * out then. One trap: a request that is destroyed early (`pipeline(req, …)` failed, a `for await` over it was
+ * left) has no socket any more. If its response waits behind another of its connection, Node 20 and 22 tell
+ * nobody that the client has left: `new BackgroundTasks({ request })`, made when the request arrives,
+ * remembers the connection.
  * Source: clause 1.1 of fixtures/conformance/README.md.
  *
  * ```ts
@@ -328,9 +342,9 @@ export function responseDone(res: AnyResponse): Promise<void> {
 }
 
 /**
- * Calls `then` once, when `response` is out, with whether the client was gone before: {@link responseDone} without its
- * promise, and with the connection that the caller remembers. `then` may run in another request's async context, and
- * must not throw, as others wait behind it. @internal
+ * Calls `then` once, when `response` is out, with whether the client was gone before: {@link responseDone}
+ * without its promise, and with the connection that the caller remembers. `then` may run in another request's
+ * async context, and must not throw, as others wait behind it. @internal
  */
 export function whenOut(
   response: AnyResponse,
@@ -367,8 +381,9 @@ export function whenOut(
 }
 
 /**
- * A response that was destroyed while it waited behind another: Node documents that this ends the connection in its
- * turn. From 24 on Node does not, and emits 'close' before that turn, while what was written is sent all the same.
+ * A response that was destroyed while it waited behind another: Node documents that this ends the connection
+ * in its turn. From 24 on Node does not, and emits 'close' before that turn, while what was written is sent
+ * all the same.
  */
 function endIfDestroyed(response: AnyResponse, connection: Duplex): void {
   if (response.destroyed) {
@@ -377,9 +392,9 @@ function endIfDestroyed(response: AnyResponse, connection: Duplex): void {
 }
 
 /**
- * The calls that wait for the responses of one connection. The last one fills the gap of one that is removed: a Set's
- * old tables keep young garbage alive, which costs 0.5 µs a request. One listener a connection: with one a request,
- * pipelined requests are over the limit of listeners.
+ * The calls that wait for the responses of one connection. The last one fills the gap of one that is removed:
+ * a Set's old tables keep young garbage alive, which costs 0.5 µs a request. One listener a connection: with
+ * one a request, pipelined requests are over the limit of listeners.
  */
 class Waiting {
   static readonly #all = new WeakMap<Duplex, Waiting>();
@@ -441,7 +456,10 @@ function rememberConnection(request: Remembering): void {
   request[CONNECTION] = request.socket;
 }
 
-/** The connection of a response, also where the request has lost it; one that is injected may have none. @internal */
+/**
+ * The connection of a response, also where the request has lost it; one that is injected may have none.
+ * @internal
+ */
 export function connectionOf(response: AnyResponse): Duplex | undefined {
   const request = response.req as Remembering | undefined;
   return request?.[CONNECTION] ?? request?.socket ?? response.socket ?? undefined;

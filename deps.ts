@@ -1,6 +1,6 @@
 /**
- * Dependencies: what a handler receives. Declared by {@link depends} and the built-in ones, resolved once per request by
- * a {@link Scope}, and unwound when the request is over.
+ * Dependencies: what a handler receives. Declared by {@link depends} and the built-in ones, resolved once per
+ * request by a {@link Scope}, and unwound when the request is over.
  */
 import { Buffer, isUtf8 } from 'node:buffer';
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http';
@@ -10,11 +10,16 @@ import { BackgroundTasks, type BackgroundTasksOptions, isThenable, whenOut } fro
 
 /** Something that a handler or another dependency can receive: a `T`, resolved once per request. */
 export interface Dependency<out T = unknown> {
-  /** Where the value comes from: a part of the request, the app, or `call`, the function that `depends` was given. */
+  /**
+   * Where the value comes from: a part of the request, the app, or `call`, the function that `depends` was
+   * given.
+   */
   readonly source: Source;
   /** The parameter of the query, header or path that is read. */
   readonly name?: string;
-  /** What stands for a parameter that is missing; a parameter without it, and without a schema, is required. */
+  /**
+   * What stands for a parameter that is missing; a parameter without it, and without a schema, is required.
+   */
   readonly fallback?: string | null;
   /** What validates the value. */
   readonly schema?: StandardSchema<unknown>;
@@ -59,9 +64,10 @@ type Declarable<R> = [R] extends [Generator | AsyncGenerator]
     : unknown;
 
 /**
- * Declares a dependency: `call` gets the resolved values of `deps`, and may be async. If it returns a generator object,
- * the one value that this yields is the dependency's, and the rest is clean-up: it runs after the last task, or before
- * the error response, with the error thrown in at the `yield`. Source: the chapter's §5; FastAPI's `Depends`.
+ * Declares a dependency: `call` gets the resolved values of `deps`, and may be async. If it returns a
+ * generator object, the one value that this yields is the dependency's, and the rest is clean-up: it runs
+ * after the last task, or before the error response, with the error thrown in at the `yield`. Source: the
+ * chapter's §5; FastAPI's `Depends`.
  *
  * ```ts
  * const session = depends({ cookie: header('cookie') }, async function* ({ cookie }) {
@@ -117,7 +123,10 @@ function builtIn<T>(source: Source, read: Read<T>): Dependency<T> {
   return { source, inputs: [], read };
 }
 
-/** The one {@link BackgroundTasks} that the handler and all dependencies of a request share. Source: chapter §5. */
+/**
+ * The one {@link BackgroundTasks} that the handler and all dependencies of a request share. Source: chapter
+ * §5.
+ */
 export const backgroundTasks: Dependency<BackgroundTasks> = builtIn('tasks', (scope) => scope.tasks);
 
 /** The raw request. */
@@ -130,8 +139,9 @@ export const request: Dependency<IncomingMessage> = builtIn('request', (scope) =
 export const stopSignal: Dependency<AbortSignal> = builtIn('stopSignal', (scope) => scope.app.stopSignal());
 
 /**
- * Aborted when the client is gone before its response is out; never where the response came first. One trap: of a client
- * that leaves behind a large body, Node learns only when that is read on, or something is written.
+ * Aborted when the client is gone before its response is out; never where the response came first. One trap:
+ * of a client that leaves behind a large body, Node learns only when that is read on, or something is
+ * written.
  */
 export const clientSignal: Dependency<AbortSignal> = builtIn(
   'clientSignal',
@@ -153,8 +163,8 @@ export interface Parameter {
 }
 
 /**
- * A query parameter: required (422 without it), with a fallback, optional (`null`), or what a schema makes of its text,
- * `undefined` if it is missing. Of duplicates the last one counts.
+ * A query parameter: required (422 without it), with a fallback, optional (`null`), or what a schema makes of
+ * its text, `undefined` if it is missing. Of duplicates the last one counts.
  */
 export const query: Parameter = parameter('query', (name) => {
   const readAlone = readLoneParameter(name);
@@ -175,8 +185,8 @@ export const header: Parameter = parameter('header', (name) => {
 });
 
 /**
- * The quick way for the query that most URLs have: one parameter, without a `+`. It takes 0.1 µs, and URLSearchParams
- * 0.9. Gives undefined wherever it is not sure.
+ * The quick way for the query that most URLs have: one parameter, without a `+`. It takes 0.1 µs, and
+ * URLSearchParams 0.9. Gives undefined wherever it is not sure.
  */
 function readLoneParameter(name: string): (url: string) => string | undefined {
   const begin = `?${encodeURIComponent(name)}=`;
@@ -222,8 +232,9 @@ function parameter(source: 'query' | 'header', readerOf: (name: string) => ReadT
 // The body
 
 /**
- * The JSON body, as `schema` makes it; several of these share one read, which begins when the request arrives. 422 where
- * there is no body, no JSON, no JSON content type, or an issue; 413 over `bodyLimit`; 400 if it is not UTF-8.
+ * The JSON body, as `schema` makes it; several of these share one read, which begins when the request
+ * arrives. 422 where there is no body, no JSON, no JSON content type, or an issue; 413 over `bodyLimit`; 400
+ * if it is not UTF-8.
  */
 export function body<T>(schema: StandardSchema<T>): Dependency<T> {
   const read = once<T>(async (scope) => {
@@ -266,7 +277,10 @@ function parseJson(scope: Scope, bytes: Buffer): unknown {
   }
 }
 
-/** @throws HTTPError 413 over `limit` bytes, and 400 where the client leaves; Error if somebody has read it before. */
+/**
+ * @throws HTTPError 413 over `limit` bytes, and 400 where the client leaves; Error if somebody has read it
+ * before.
+ */
 function readBytes(request: IncomingMessage, limit: number): Promise<Buffer> {
   return new Promise((resolve, reject) => {
     if (request.readableDidRead || request.readableEnded) {
@@ -302,7 +316,10 @@ function readBytes(request: IncomingMessage, limit: number): Promise<Buffer> {
   });
 }
 
-/** Bytes in one piece, whatever the chunks that they come in: a Buffer of each would take 400 bytes more than it holds. */
+/**
+ * Bytes in one piece, whatever the chunks that they come in: a Buffer of each would take 400 bytes more than
+ * it holds.
+ */
 class GrowingBuffer {
   #bytes: Buffer = Buffer.alloc(0);
   length = 0;
@@ -334,7 +351,10 @@ class GrowingBuffer {
 
 // Schemas
 
-/** A validator by the Standard Schema v1 interface, as zod, valibot and arktype have it. Source: standardschema.dev. */
+/**
+ * A validator by the Standard Schema v1 interface, as zod, valibot and arktype have it. Source:
+ * standardschema.dev.
+ */
 export interface StandardSchema<out T> {
   readonly '~standard': { readonly version: 1; readonly vendor: string; readonly validate: Validate<T> };
 }
@@ -348,7 +368,10 @@ interface Issue {
 /** In the issues of {@link strings}: the type and the input that FastAPI names. */
 const fastApiIssue: unique symbol = Symbol('type and input');
 
-/** The built-in schema: an object of required strings. Other members are left out, as pydantic leaves them out. */
+/**
+ * The built-in schema: an object of required strings. Other members are left out, as pydantic leaves them
+ * out.
+ */
 export function strings<K extends string>(...keys: K[]): StandardSchema<Record<K, string>> {
   const issue = (type: string, message: string, input: unknown, ...path: K[]): Issue => {
     return { message, path, [fastApiIssue]: { type, input } };
@@ -409,8 +432,9 @@ function rejectIssue(scope: Scope, source: readonly string[], issue: Issue, inpu
 // Errors
 
 /**
- * Thrown by a handler or a dependency, it becomes the response `{"detail": detail}`, and tasks are discarded. To run
- * them on an error, return `Response.json({ detail }, { status: 404 })`. Source: FastAPI's `HTTPException`.
+ * Thrown by a handler or a dependency, it becomes the response `{"detail": detail}`, and tasks are discarded.
+ * To run them on an error, return `Response.json({ detail }, { status: 404 })`. Source: FastAPI's
+ * `HTTPException`.
  * @throws RangeError if `status` is not from 200 to 599.
  */
 export class HTTPError extends Error {
@@ -501,7 +525,10 @@ export class Scope {
     return this.#parameters;
   }
 
-  /** What the handler returns for its inputs. @throws HTTPError 422 with the input errors, in the order declared. */
+  /**
+   * What the handler returns for its inputs. @throws HTTPError 422 with the input errors, in the order
+   * declared.
+   */
   answer({ route, parameters }: Match): unknown {
     this.#parameters = parameters;
     const { inputs, readsBody } = this.app.overrides.applyTo(route.inputs);
@@ -524,7 +551,10 @@ export class Scope {
     throw new HTTPError(422, unparsable.length > 0 ? unparsable : errors);
   }
 
-  /** Adds no wait where nothing has to be waited for: most requests are answered in the turn in which they come. */
+  /**
+   * Adds no wait where nothing has to be waited for: most requests are answered in the turn in which they
+   * come.
+   */
   #resolve(inputs: Inputs): Resolved | Promise<Resolved> {
     const values: Resolved = {};
     for (let place = 0; place < inputs.length; place += 1) {
@@ -616,7 +646,10 @@ export class Scope {
     return controller.signal;
   }
 
-  /** Records an input error in FastAPI's shape, without an input of over 100 levels; met again, it counts once. */
+  /**
+   * Records an input error in FastAPI's shape, without an input of over 100 levels; met again, it counts
+   * once.
+   */
   reject(type: string, loc: readonly PropertyKey[], msg: string, input: unknown, ctx?: object): never {
     this.#errors ??= new Map();
     const error = { type, loc, msg, input: isShallow(input) ? input : null, ctx };
@@ -641,7 +674,10 @@ export class Scope {
     this.#parameters = undefined;
   }
 
-  /** After the last task: resumes the generators, the last one first, as tasks: their errors are reported as such. */
+  /**
+   * After the last task: resumes the generators, the last one first, as tasks: their errors are reported as
+   * such.
+   */
   cleanUp(options: BackgroundTasksOptions): Promise<void> {
     const tasks = new BackgroundTasks({ ...options, request: this.request, afterFailure: 'continue' });
     for (const cleanUp of this.#cleanUps.splice(0)) {
@@ -651,8 +687,9 @@ export class Scope {
   }
 
   /**
-   * Before the error response: throws `error` in at each `yield`, the last one first; then discards the tasks, or leaves
-   * them to run. Gives what is left of the error, in an object: what was thrown may be a thenable.
+   * Before the error response: throws `error` in at each `yield`, the last one first; then discards the
+   * tasks, or leaves them to run. Gives what is left of the error, in an object: what was thrown may be a
+   * thenable.
    */
   async cleanUpAfter(error: unknown): Promise<{ readonly left: unknown }> {
     let left = error;
@@ -717,7 +754,10 @@ interface Applied {
   readonly readsBody: boolean;
 }
 
-/** The replacements of an app, and the inputs of its routes with these in place, which are made once. @internal */
+/**
+ * The replacements of an app, and the inputs of its routes with these in place, which are made once.
+ * @internal
+ */
 export class Overrides {
   readonly #pairs = new Set<readonly [original: Dependency, replacement: Dependency]>();
   #applied = new Map<Inputs, Applied>();
@@ -747,8 +787,9 @@ export class Overrides {
 }
 
 /**
- * Dependencies with their replacements in place. Inside a replacement, what it replaces means the original: so what
- * reaches that is another dependency inside than outside. What has the same inputs is one, and resolved once.
+ * Dependencies with their replacements in place. Inside a replacement, what it replaces means the original:
+ * so what reaches that is another dependency inside than outside. What has the same inputs is one, and
+ * resolved once.
  */
 class Substitution {
   readonly #replacements: ReadonlyMap<Dependency, Dependency>;
@@ -772,7 +813,8 @@ class Substitution {
     const originals = [...this.#replacements.keys()].filter(
       (each) => this.#replacements.get(each) === chosen,
     );
-    // Only what can be met further in makes a difference: without that, the work doubles with each replacement.
+    // Only what can be met further in makes a difference: without that, the work doubles with each
+    // replacement.
     const reached = this.#reachedFrom(chosen);
     const insideChosen = [...inside, ...originals].filter((each) => reached.has(each));
     const key = [chosen, ...new Set(insideChosen)].map((each) => this.#numberOf(each));

@@ -1,6 +1,7 @@
 /**
- * The HTTP edge: routes, the app that serves them, and the command line. It re-exports what users need of the two other
- * files, so that one import line is enough. `serve`, in {@link createApp}, is the whole path of a request.
+ * The HTTP edge: routes, the app that serves them, and the command line. It re-exports what users need of the
+ * two other files, so that one import line is enough. `serve`, in {@link createApp}, is the whole path of a
+ * request.
  */
 import { Buffer } from 'node:buffer';
 import { once } from 'node:events';
@@ -60,7 +61,10 @@ export {
 
 // Routes
 
-/** A method and a path with the handler that answers it; made by {@link route}, {@link get}, {@link post} and so on. */
+/**
+ * A method and a path with the handler that answers it; made by {@link route}, {@link get}, {@link post} and
+ * so on.
+ */
 export interface Route {
   readonly method: string;
   readonly path: string;
@@ -78,14 +82,15 @@ type Verb = (<D extends Dependencies>(
   ((path: string, handler: () => unknown) => Route);
 
 /**
- * A route. `handler` gets the values of the dependencies, and returns any JSON value (sent with 200; `undefined` as
- * `null`) or a web-standard `Response`. A `:name` in `path` stands for one segment, which `path('name')` gives.
+ * A route. `handler` gets the values of the dependencies, and returns any JSON value (sent with 200;
+ * `undefined` as `null`) or a web-standard `Response`. A `:name` in `path` stands for one segment, which
+ * `path('name')` gives.
  *
  * ```ts
  * route('DELETE', '/items/:id', { id: path('id') }, ({ id }) => ({ removed: items.delete(id) }));
  * ```
- * @throws TypeError if `method` is none that Node knows, `path` does not begin with a slash or has a name twice, or
- * `handler` is not a function.
+ * @throws TypeError if `method` is none that Node knows, `path` does not begin with a slash or has a name
+ * twice, or `handler` is not a function.
  */
 export function route<D extends Dependencies>(
   method: string,
@@ -130,17 +135,19 @@ export interface AppOptions extends Omit<BackgroundTasksOptions, 'request'> {
   /** How long `close()` waits for responses and tasks, in ms (30 000); connections have half of it. */
   readonly drainTimeoutMs?: number | undefined;
   /**
-   * How long a client may take nothing of a response that waits for it, in ms (30 000); then it counts as gone, at the
-   * latest after 1.25 times that, whether it sends or not.
+   * How long a client may take nothing of a response that waits for it, in ms (30 000); then it counts as
+   * gone, at the latest after 1.25 times that, whether it sends or not.
    */
   readonly stallTimeoutMs?: number | undefined;
   /**
-   * What becomes of the tasks where the handler or a dependency throws, also an input error: `'discard'` (the default,
-   * as FastAPI does), or `'run'`. Generator dependencies are unwound before the error response all the same, so that
-   * tasks meet closed resources.
+   * What becomes of the tasks where the handler or a dependency throws, also an input error: `'discard'` (the
+   * default, as FastAPI does), or `'run'`. Generator dependencies are unwound before the error response all
+   * the same, so that tasks meet closed resources.
    */
   readonly onThrow?: 'discard' | 'run' | undefined;
-  /** Node's own options of the server that `listen()` makes: `keepAliveTimeout`, `requestTimeout` and so on. */
+  /**
+   * Node's own options of the server that `listen()` makes: `keepAliveTimeout`, `requestTimeout` and so on.
+   */
   readonly server?: http.ServerOptions | undefined;
 }
 
@@ -155,24 +162,29 @@ export interface App {
   /** Answers a request; for any `node:http` or `node:https` server. */
   readonly listener: (req: IncomingMessage, res: ServerResponse) => void;
   /**
-   * Starts a server of its own; `url` is `http://…`, or `unix:PATH`. After an error, as of a port in use, it may be
-   * called again. The file of a unix socket that is there already is in use, and never removed.
+   * Starts a server of its own; `url` is `http://…`, or `unix:PATH`. After an error, as of a port in use, it
+   * may be called again. The file of a unix socket that is there already is in use, and never removed.
    */
   listen(address?: Address): Promise<{ readonly url: string }>;
   /**
-   * Stops accepting, finishes every response and every task, and resolves; called again, it returns the same promise.
-   * `unfinished` names what was not done within `drainTimeoutMs`: tasks, or `METHOD path` of a request that has none.
-   * An app that is mounted on a server of its host leaves the connections to this, but for those that hold a response
-   * of its own at half of the time.
+   * Stops accepting, finishes every response and every task, and resolves; called again, it returns the same
+   * promise. `unfinished` names what was not done within `drainTimeoutMs`: tasks, or `METHOD path` of a
+   * request that has none. An app that is mounted on a server of its host leaves the connections to this, but
+   * for those that hold a response of its own at half of the time.
    */
   close(): Promise<{ readonly unfinished: string[] }>;
-  /** Resolves when no request and no task is left: what a test awaits before it looks at what the tasks did. */
+  /**
+   * Resolves when no request and no task is left: what a test awaits before it looks at what the tasks did.
+   */
   idle(): Promise<void>;
   /** The requests that have arrived and whose last task has not ended. */
   readonly pending: number;
   /** The tasks that have not ended, or `METHOD path` of a request that has none. @internal */
   readonly unfinished: string[];
-  /** Puts `replacement` in the place of `dependency`, as FastAPI's `dependency_overrides`; returns what undoes that. */
+  /**
+   * Puts `replacement` in the place of `dependency`, as FastAPI's `dependency_overrides`; returns what undoes
+   * that.
+   */
   override<T>(dependency: Dependency<T>, replacement: Dependency<NoInfer<T>>): () => void;
 }
 
@@ -183,9 +195,10 @@ export interface App {
  * const app = createApp([get('/hello', { name: query('name', 'world') }, ({ name }) => ({ hello: name }))]);
  * const { url } = await app.listen({ port: 8000 });
  * ```
- * @throws Error for two equal routes, or a `path()` that its route lacks; RangeError for an option out of range.
+ * @throws Error for two equal routes, or a `path()` that its route lacks; RangeError for an option out of
+ * range.
  */
-// biome-ignore lint/complexity/noExcessiveLinesPerFunction: an app is its parts and the path of a request through them
+// biome-ignore lint/complexity/noExcessiveLinesPerFunction: an app is its parts and a request's path
 export function createApp(routes: readonly Route[], options: AppOptions = {}): App {
   const { bodyLimit, drainTimeoutMs, stallTimeoutMs } = limitsOf(options);
   const { afterFailure, onTaskError, onThrow = 'discard' } = options;
@@ -262,7 +275,10 @@ export function createApp(routes: readonly Route[], options: AppOptions = {}): A
 
 const CLOSE = { connection: 'close' };
 
-/** A response is out: what is left of its request's body is in the way of the next one, and a stop needs no next one. */
+/**
+ * A response is out: what is left of its request's body is in the way of the next one, and a stop needs no
+ * next one.
+ */
 function release(request: IncomingMessage, connection: Connection, isStopping: boolean): void {
   if (request.readableDidRead) {
     request.resume();
@@ -330,8 +346,8 @@ async function drain(
 }
 
 /**
- * Resolves when all connections have ended. `http.Server` closes those it thinks idle, and with them a response that has
- * ended and is not flushed: a slow reader would lose the rest.
+ * Resolves when all connections have ended. `http.Server` closes those it thinks idle, and with them a
+ * response that has ended and is not flushed: a slow reader would lose the rest.
  */
 async function stopAccepting(server: http.Server): Promise<void> {
   server.closeIdleConnections = () => {};
@@ -362,8 +378,9 @@ class StopSignal {
 // What is sent
 
 /**
- * Sends what the route gives, or the error. Apart from `serve`, whose variables last as long as its tasks: what was
- * returned or thrown is to be let go of before. Gives a promise only where something has to be waited for.
+ * Sends what the route gives, or the error. Apart from `serve`, whose variables last as long as its tasks:
+ * what was returned or thrown is to be let go of before. Gives a promise only where something has to be
+ * waited for.
  */
 function answer(
   scope: Scope,
@@ -553,7 +570,10 @@ function phraseOf(status: number): string {
   return http.STATUS_CODES[status] ?? 'unknown';
 }
 
-/** Writes the head, or leaves the headers as they were: a refused one has nothing to do with the 500 behind it. */
+/**
+ * Writes the head, or leaves the headers as they were: a refused one has nothing to do with the 500 behind
+ * it.
+ */
 function writeHead(response: ServerResponse, status: number, headers: OutgoingHttpHeaders): void {
   const before = response.getHeaders();
   try {
@@ -609,7 +629,10 @@ function sendUnexpected(
   }
 }
 
-/** Sends a stream: `length` bytes, if that is known, and never one more, which the client took for the next response. */
+/**
+ * Sends a stream: `length` bytes, if that is known, and never one more, which the client took for the next
+ * response.
+ */
 async function pipe(stream: ReadableStream, response: ServerResponse, length?: number): Promise<void> {
   const reader = stream.getReader();
   let isOver = false;
@@ -652,7 +675,9 @@ function checkLength(isRight: boolean, length: number | undefined, got: 'more' |
   }
 }
 
-/** Answers what Node could not parse, or did not get in time; Node's own answer has no body that tells why. */
+/**
+ * Answers what Node could not parse, or did not get in time; Node's own answer has no body that tells why.
+ */
 function refuse(
   error: Error & { code?: string; reason?: string },
   socket: Duplex,
@@ -685,8 +710,8 @@ const REFUSALS = new Map<string | undefined, number>([
 const LOOKS_A_STALL = 8;
 
 /**
- * Ends the connection of a client that takes nothing of a response that waits for it. Node has no time-out for that, and
- * a socket's own timer begins anew with whatever the client sends, and belongs to the host.
+ * Ends the connection of a client that takes nothing of a response that waits for it. Node has no time-out
+ * for that, and a socket's own timer begins anew with whatever the client sends, and belongs to the host.
  */
 function limitStall(response: ServerResponse, connection: Duplex | undefined, stallTimeoutMs: number): void {
   const isWaiting = !response.writableEnded || response.writableLength > 0;
@@ -708,7 +733,10 @@ function limitStall(response: ServerResponse, connection: Duplex | undefined, st
   whenOut(response, connection, () => clearInterval(timer));
 }
 
-/** How many bytes of whole writes were taken, and what is left of the one that is under way: no API tells that. */
+/**
+ * How many bytes of whole writes were taken, and what is left of the one that is under way: no API tells
+ * that.
+ */
 function takenFrom(connection: Duplex): { writes: number; left: number } {
   const {
     bytesWritten = 0,
@@ -793,8 +821,8 @@ interface PendingRequest {
 }
 
 /**
- * The requests whose last task has not ended. An array in which the last one takes the place of one that leaves: a Set's
- * old tables keep the garbage of each request alive for long.
+ * The requests whose last task has not ended. An array in which the last one takes the place of one that
+ * leaves: a Set's old tables keep the garbage of each request alive for long.
  */
 class PendingRequests {
   readonly #all: PendingRequest[] = [];
@@ -863,7 +891,10 @@ interface Branch {
   readonly routes: Map<string, Route>;
 }
 
-/** Finds a route by its segments, a literal one before a parameter: the place of a route in the list has no effect. */
+/**
+ * Finds a route by its segments, a literal one before a parameter: the place of a route in the list has no
+ * effect.
+ */
 class Router {
   readonly #root: Branch = { children: new Map(), routes: new Map() };
   /** The routes without a parameter by their path: one look-up takes 0.7 µs less than a walk. */
@@ -896,7 +927,10 @@ class Router {
     }
   }
 
-  /** @throws HTTPError 400 for a path that is not percent-encoded UTF-8, 404, or 405 with the methods that there are. */
+  /**
+   * @throws HTTPError 400 for a path that is not percent-encoded UTF-8, 404, or 405 with the methods that
+   * there are.
+   */
   find({ method = '', url = '' }: IncomingMessage): Match {
     const end = url.indexOf('?');
     const path = end < 0 ? url : url.slice(0, end);
@@ -1040,10 +1074,16 @@ async function loadApp(file: URL): Promise<App> {
   return app;
 }
 
-/** A terminal signals the whole group, and a watcher passes the signal on a little later: that is one stop, not two. */
+/**
+ * A terminal signals the whole group, and a watcher passes the signal on a little later: that is one stop,
+ * not two.
+ */
 const SAME_STOP_MS = 500;
 
-/** Handles SIGINT and SIGTERM from now on: before `app` is there, a signal ends the process, which has nothing to lose. */
+/**
+ * Handles SIGINT and SIGTERM from now on: before `app` is there, a signal ends the process, which has nothing
+ * to lose.
+ */
 class StopOnSignal {
   app: App | undefined;
   #since: number | undefined;
@@ -1077,17 +1117,19 @@ class StopOnSignal {
 
 async function main(): Promise<void> {
   const { file, port, host } = readSettings();
-  const stop = new StopOnSignal(); // before the module is loaded, which may take long: PID 1 has no default handlers
+  // Before the module is loaded, which may take long: PID 1 has no default handlers.
+  const stop = new StopOnSignal();
   const app = await loadApp(file);
-  process.on('unhandledRejection', (error) => report('Unhandled rejection:', error)); // a task's orphan ends no server
+  // What a task leaves behind ends no server.
+  process.on('unhandledRejection', (error) => report('Unhandled rejection:', error));
   const { url } = await app.listen({ port, host }).catch((error: Error) => exit(1, error.message));
   stop.app = app;
   console.log(`listening on ${url}`);
 }
 
 /**
- * Whether this file is the program, started with or without its extension. In a bundle `import.meta.url` is that of the
- * bundle, which is the program too, or nothing: but no deps lies beside it.
+ * Whether this file is the program, started with or without its extension. In a bundle `import.meta.url` is
+ * that of the bundle, which is the program too, or nothing: but no deps lies beside it.
  */
 function isProgram(script: string | undefined, url: string | undefined): boolean {
   if (!script || !url?.startsWith('file:')) {
